@@ -1,0 +1,191 @@
+"""The command line: `python -m course_lib COMMAND …`.
+
+Exit codes: 0 done · 1 something the user can mend (one sentence on stderr) · 2 wrong usage · 130 stopped, saved.
+Heavy imports happen inside the commands, so that `--help` and errors are instant.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from course_lib import __version__
+from course_lib.errors import CourseError
+
+EXAMPLES = """\
+examples:
+  python -m course_lib cram                                   five minutes on film reviews
+  python -m course_lib cram --corpus docs --budget 2m         no download at all
+  python -m course_lib cram --corpus 'texts/*.txt' --budget 24h
+  python -m course_lib sample --run runs/movie_reviews-5m --prompt "The film"
+
+Stop with Ctrl-C at any time: the run is saved, and the same command continues it.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    started = time.monotonic()
+    options = parser().parse_args(arguments)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        return int(options.run(options, started) or 0)
+    except CourseError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted. What was saved is kept; the same command continues from there.", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    top = argparse.ArgumentParser(
+        prog="python -m course_lib",
+        description="Train a language model from scratch within a time budget, on the device that is there.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[..., int | None], about: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=about, description=about)
+        sub.set_defaults(run=run)
+        sub.add_argument("--json", action="store_true", help="print the result as JSON on stdout, messages on stderr")
+        return sub
+
+    _training_options(command("cram", _cram, "Corpus to trained model, score and samples, within a budget."))
+    _training_options(command("pretrain", _pretrain, "Train a decoder within a budget; no samples, no report."))
+    _sample_options(command("sample", _sample, "Let a trained model continue a prompt."))
+    data = command("data", _data, "List, describe or fetch the registered datasets.")
+    data.add_argument("action", choices=["list", "show", "fetch"])
+    data.add_argument("name", nargs="?", help="a name from `data list`")
+    command("doctor", _doctor, "Check this machine, and say what it will manage.")
+    return top
+
+
+def _training_options(command: argparse.ArgumentParser) -> None:
+    from course_lib.config import Config
+
+    for field in dataclasses.fields(Config):
+        shown = f" (default: {field.default})" if field.default else ""
+        kind: type = type(field.default)
+        command.add_argument(
+            f"--{field.name.replace('_', '-')}", type=kind, default=field.default, help=field.metadata["help"] + shown
+        )
+    command.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are stored (default: %(default)s)")
+    command.add_argument("--run-id", help="name of the run (default: made from corpus and budget)")
+    command.add_argument("--checkpoint-every", default="2m", help="how often to save (default: %(default)s)")
+    command.add_argument("--fresh", action="store_true", help="begin anew even if such a run is unfinished")
+
+
+def _sample_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--run", type=Path, required=True, dest="folder", help="a finished run, or any model folder")
+    command.add_argument(
+        "--prompt", action="append", help="text to continue; may be given more than once (default: none)"
+    )
+    command.add_argument("--tokens", type=int, default=60, help="tokens to write (default: %(default)s)")
+    command.add_argument(
+        "--temperature", type=float, default=0.8, help="0 always takes the likeliest (default: %(default)s)"
+    )
+    command.add_argument(
+        "--top-p", type=float, default=0.95, help="share of probability to choose from (default: %(default)s)"
+    )
+    command.add_argument("--seed", type=int, default=0, help="of the random choices (default: %(default)s)")
+    command.add_argument("--device", default="auto", help="cuda, mps, cpu or auto")
+
+
+def _print(options: argparse.Namespace, value: Any, text: str) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False) if options.json else text)
+
+
+def _log(options: argparse.Namespace) -> Callable[[str], None]:
+    """Messages go to stdout, or out of the JSON's way to stderr."""
+    return lambda message: print(message, file=sys.stderr if options.json else sys.stdout, flush=True)
+
+
+def _quiet() -> None:
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def _run(options: argparse.Namespace, started: float, run: Callable[..., Any]) -> int:
+    from course_lib.config import Config
+    from course_lib.pretrain import Interrupted
+
+    _quiet()
+    config = Config(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Config)})
+    how = {name: getattr(options, name) for name in ("runs", "run_id", "fresh", "checkpoint_every")}
+    try:
+        done = run(config, log=_log(options), started=started, **how)
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        return 130
+    if options.json:
+        print(json.dumps(done.info, indent=2, ensure_ascii=False))
+    return 0
+
+
+def _cram(options: argparse.Namespace, started: float) -> int:
+    from course_lib.cram import cram
+
+    return _run(options, started, cram)
+
+
+def _pretrain(options: argparse.Namespace, started: float) -> int:
+    from course_lib.pretrain import pretrain
+
+    return _run(options, started, pretrain)
+
+
+def _sample(options: argparse.Namespace, started: float) -> None:
+    from course_lib import device, sample
+
+    _quiet()
+    model, tokenizer = sample.load(options.folder, device.pick(options.device))
+    prompts = options.prompt or [""]
+    texts = sample.generate(model, tokenizer, prompts, options.tokens, options.temperature, options.top_p, options.seed)
+    pairs = [{"prompt": p, "text": t} for p, t in zip(prompts, texts, strict=True)]
+    _print(options, pairs, "\n\n".join(f"{pair['prompt']}{pair['text']}" for pair in pairs))
+
+
+def _data(options: argparse.Namespace, started: float) -> None:
+    from course_lib import assets
+
+    if options.action == "list":
+        rows = {name: assets.cached(name) is not None for name in assets.registry()}
+        lines = [
+            f"{n:<16}{assets.get(n).size / 1e6:>6.0f} MB  {'cached ' if c else '-      '} {assets.get(n).about}"
+            for n, c in rows.items()
+        ]
+        _print(options, rows, "\n".join(lines))
+        return
+    if not options.name:
+        raise CourseError(f"Which dataset? `data {options.action} NAME`; `data list` shows the names.")
+    if options.action == "fetch":
+        path = str(assets.fetch(options.name))
+        _print(options, {"path": path}, path)
+        return
+    facts = dataclasses.asdict(assets.get(options.name))
+    width = max(map(len, facts))
+    _print(
+        options,
+        facts,
+        "\n".join(f"{k:<{width}}  {', '.join(v) if isinstance(v, tuple) else v}" for k, v in facts.items()),
+    )
+
+
+def _doctor(options: argparse.Namespace, started: float) -> int:
+    from course_lib import doctor
+
+    facts = doctor.examine()
+    _print(options, facts, doctor.describe(facts))
+    return 1 if facts["problems"] else 0

@@ -1,0 +1,1 @@
+"""From a corpus name or a path to packed tokens: `corpora` → `clean` → `prepare` → `pack`."""

@@ -1,0 +1,46 @@
+"""How good a language model is, independent of its tokenizer."""
+
+import lzma
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from course_lib.data.pack import Packed
+from course_lib.precision import Precision
+
+
+@torch.no_grad()
+def bits_per_byte(
+    model: nn.Module, packed: Packed, context: int, precision: Precision, bos: int = 0, batch_rows: int = 32
+) -> float:
+    """−log₂ p(text) / bytes(text) over held-out documents; lower is better, 8 is no knowledge at all.
+
+    Every byte is scored exactly once, with at least half a context before it (the first tokens of the stream have what
+    there is): windows of `context` tokens advance by half their length and only the new half counts. BOS tokens
+    are context, never targets, since they stand for no byte; so the number compares any two tokenizers.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    stream = torch.from_numpy(packed.tokens.astype("int64"))  # (tokens,)
+    half = context // 2
+    nats = 0.0
+    starts = list(range(0, max(1, len(stream) - 1 - half), half))
+    for at in range(0, len(starts), batch_rows):
+        chunk = starts[at : at + batch_rows]
+        rows = torch.nn.utils.rnn.pad_sequence(
+            [stream[s : s + context + 1] for s in chunk], batch_first=True, padding_value=bos
+        ).to(device)  # (rows, context + 1); the padding comes last, where a causal model cannot see it
+        with precision.autocast():
+            logits = model(input_ids=rows[:, :-1], use_cache=False).logits  # (rows, context, vocab)
+        loss = F.cross_entropy(logits.float().transpose(1, 2), rows[:, 1:], reduction="none")  # (rows, context)
+        scored = rows[:, 1:] != bos
+        scored[1 if at == 0 else 0 :, :half] = False  # seen by the window before; the very first window has none
+        nats += float(loss[scored].double().sum())
+    return nats / math.log(2) / packed.bytes
+
+
+def xz_bits_per_byte(text: bytes) -> float:
+    """What a general-purpose compressor needs for the same text; it has not seen the training text."""
+    return 8 * len(lzma.compress(text, preset=9)) / len(text)

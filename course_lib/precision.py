@@ -1,0 +1,69 @@
+"""Mixed precision as one policy object: 16-bit arithmetic, float32 master weights, loss scaling if needed.
+
+The rule (and what the source article has backwards): forward and backward run in 16 bit; the weights, the
+optimizer state and the update stay in float32; float16 also needs its loss scaled, or small gradients
+become zero.
+"""
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from course_lib.device import Device
+
+
+class Precision:
+    """Autocast and loss scaling for one device kind and compute dtype.
+
+    `Precision.for_device(device)` is what training uses. float32 → neither; bfloat16 → autocast only
+    (its exponent range is float32's); float16 → autocast and a `GradScaler`.
+    """
+
+    def __init__(self, kind: str, dtype: torch.dtype):
+        self.kind, self.dtype = kind, dtype
+        self.scaler = torch.amp.GradScaler(kind, enabled=dtype == torch.float16)
+
+    @classmethod
+    def for_device(cls, device: Device) -> "Precision":
+        """The policy that `device.pick` decided on."""
+        return cls(device.kind, getattr(torch, device.dtype))
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The context of the forward pass."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.kind, self.dtype)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Back-propagate the (scaled) loss."""
+        self.scaler.scale(loss).backward()
+
+    def step(
+        self, optimizers: Sequence[torch.optim.Optimizer], parameters: Iterable[torch.Tensor], clip: float
+    ) -> tuple[float, bool]:
+        """Unscale, clip to norm `clip`, step. Returns (gradient norm, whether the step was taken).
+
+        All optimizers are unscaled before clipping and step only if the *global* norm is finite: judged one
+        by one, a NaN in one optimizer's gradients spreads through the shared norm into the other's weights.
+        """
+        for optimizer in optimizers:
+            self.scaler.unscale_(optimizer)
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, clip))
+        taken = norm < float("inf")  # False for NaN, too
+        if taken:
+            for optimizer in optimizers:
+                self.scaler.step(optimizer)
+        if self.scaler.is_enabled():
+            self.scaler.update()
+        return norm, taken
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scaler's state (empty when nothing is scaled)."""
+        return self.scaler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        if state:
+            self.scaler.load_state_dict(state)

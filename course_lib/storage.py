@@ -1,0 +1,49 @@
+"""Folders that are either complete or absent, whatever kills the process in between."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from course_lib.errors import CourseError
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A scratch folder that becomes `target` when the block ends well, and vanishes when it does not.
+
+    If another process made `target` meanwhile, that one stays. A full disk raises CourseError and leaves nothing.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    scratch.chmod(0o755)  # mkdtemp makes it private, but a cache or a run may be shared
+    try:
+        yield scratch
+        sync(scratch)
+        if not target.exists():
+            os.rename(scratch, target)
+            sync_entry(target.parent)
+    except OSError as error:
+        raise CourseError(f"Could not write {target}: {error.strerror or error}. Nothing was changed.") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def sync(folder: Path) -> None:
+    """Force every file below `folder` to the disk, so that the rename that follows cannot overtake them."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def sync_entry(folder: Path) -> None:
+    """Force a folder's own entries (a rename in it) to the disk, where the platform can."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,84 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from course_lib import cli
+
+
+def run(*arguments):
+    return subprocess.run([sys.executable, "-m", "course_lib", *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["cram", "--corpus", "docs", "--size", "nani"],
+            "error: There is no size called 'nani'. Did you mean nano or mini?",
+        ),
+        (["cram", "--corpus", "docs", "--budget", "5 parsecs"], "error: '5 parsecs' is not a length of time."),
+        (
+            ["cram", "--corpus", "movie_review"],
+            "error: There is no corpus called 'movie_review'. Did you mean movie_reviews?",
+        ),
+        (["cram", "--corpus", "./nothing.txt"], "error: No file matches './nothing.txt'."),
+        (
+            ["pretrain", "--corpus", "docs", "--optimizer", "mion"],
+            "error: There is no optimizer called 'mion'. Did you mean muon?",
+        ),
+        (["sample", "--run", "runs/none"], "error: There is no model in runs/none."),
+        (["data", "show", "imdb"], "error: There is no dataset called 'imdb'."),
+        (["data", "fetch"], "error: Which dataset?"),
+    ],
+)
+def test_errors_are_one_line_on_stderr_and_exit_1(arguments, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 1
+    shown = capsys.readouterr()
+    assert shown.err.startswith(message)
+    assert shown.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [], "an error left something behind"
+
+
+@pytest.mark.parametrize("arguments", [[], ["cramm"], ["cram", "--seed", "x"], ["data", "burn"]])
+def test_wrong_usage_exits_2(arguments):
+    with pytest.raises(SystemExit) as error:
+        cli.main(arguments)
+    assert error.value.code == 2
+
+
+@pytest.mark.parametrize("command", ["cram", "pretrain", "sample", "data", "doctor"])
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as error:
+        cli.main([command, "--help"])
+    assert error.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    undescribed = [line for line in lines if line.startswith("  --") and len(line.split()) < 3]
+    following = [lines[lines.index(line) + 1] for line in undescribed]
+    assert all(line.startswith("      ") for line in following)
+
+
+def test_data_list_and_show(capsys):
+    assert cli.main(["data", "list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"movie_reviews": False}
+    assert cli.main(["data", "show", "movie_reviews"]) == 0
+    assert "content_licence" in capsys.readouterr().out
+
+
+def test_doctor_knows_this_machine():
+    done = run("doctor", "--json")
+    facts = json.loads(done.stdout)
+    assert done.returncode == (1 if facts["problems"] else 0)
+    assert facts["matmul_flops"] > 1e9
+    assert facts["device"]["kind"] in ("cpu", "cuda", "mps")
+    assert run("doctor").stdout.count("\n") >= 6
+
+
+def test_doctor_names_what_is_missing_and_its_fix(monkeypatch, capsys):
+    from course_lib import doctor
+
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "datasets" else "1")
+    assert cli.main(["doctor"]) == 1
+    assert "Problem  Not installed: datasets. Run `pip install -e .`" in capsys.readouterr().out

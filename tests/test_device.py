@@ -1,0 +1,102 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from course_lib import device
+from course_lib.errors import CourseError
+from course_lib.precision import Precision
+
+
+def pretend_cuda(monkeypatch, name, major):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    props = SimpleNamespace(name=name, major=major, total_memory=16 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: props)
+
+
+@pytest.mark.parametrize(
+    ("name", "major", "dtype", "peak"),
+    [
+        ("Tesla T4", 7, "float16", 65e12),
+        ("NVIDIA A100-SXM4-40GB", 8, "bfloat16", 312e12),
+        ("NVIDIA A10", 8, "bfloat16", 125e12),
+        ("NVIDIA GeForce RTX 4090", 8, "bfloat16", 165e12),
+        ("NVIDIA H100 80GB HBM3", 9, "bfloat16", 989e12),
+        ("Some Future Card", 12, "bfloat16", None),
+    ],
+)
+def test_cuda_cards_get_their_dtype_and_peak(monkeypatch, name, major, dtype, peak):
+    pretend_cuda(monkeypatch, name, major)
+    found = device.pick()
+    assert (found.kind, found.dtype, found.peak_flops) == ("cuda", dtype, peak)
+
+
+def test_a_cpu_computes_in_float32(cpu):
+    assert (cpu.kind, cpu.dtype) == ("cpu", "float32")
+    assert cpu.memory > 1e9
+    assert cpu.peak_memory() > 1e7
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_missing_gpu_is_said_in_one_sentence():
+    with pytest.raises(CourseError, match="No CUDA GPU is visible"):
+        device.pick("cuda")
+
+
+def test_an_unknown_device_names_the_nearest():
+    with pytest.raises(CourseError, match="Did you mean cuda"):
+        device.pick("cud")
+
+
+@pytest.mark.parametrize(("dtype", "scaled"), [(torch.float32, False), (torch.bfloat16, False), (torch.float16, True)])
+def test_only_float16_scales_its_loss(dtype, scaled):
+    assert Precision("cpu", dtype).scaler.is_enabled() == scaled
+
+
+def quadratic(start):
+    weight = torch.nn.Parameter(torch.tensor(start))
+    return weight, torch.optim.SGD([weight], lr=0.1)
+
+
+def test_a_non_finite_gradient_changes_no_weight_of_any_optimizer():
+    """One optimizer's NaN must not reach the other's weights through the shared norm."""
+    (good, first), (bad, second) = quadratic([1.0, 2.0]), quadratic([3.0, 4.0])
+    good.grad, bad.grad = torch.ones(2), torch.tensor([float("nan"), 1.0])
+    norm, taken = Precision("cpu", torch.float32).step([first, second], [good, bad], clip=1.0)
+    assert not taken
+    assert norm != norm
+    assert good.tolist() == [1.0, 2.0]
+    assert bad.tolist() == [3.0, 4.0]
+
+
+def test_float16_steps_on_cpu_like_float32():
+    """fp16 autocast and GradScaler end to end at toy size: same path as a T4."""
+    weights = {}
+    for dtype in (torch.float32, torch.float16):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(8, 8)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+        policy = Precision("cpu", dtype)
+        x = torch.randn(16, 8)
+        for _ in range(5):
+            with policy.autocast():
+                loss = (layer(x) - x).float().square().mean()
+            policy.backward(loss)
+            _, taken = policy.step([optimizer], list(layer.parameters()), clip=10.0)
+            assert taken
+            optimizer.zero_grad()
+        weights[dtype] = layer.weight.detach()
+        assert layer.weight.dtype == torch.float32  # master weights
+    difference = (weights[torch.float16] - weights[torch.float32]).abs().max()
+    assert 0 < difference < 2e-3
+
+
+def test_a_float16_overflow_skips_the_step_and_halves_the_scale():
+    weight, optimizer = quadratic([1.0])
+    policy = Precision("cpu", torch.float16)
+    before = policy.scaler.get_scale()
+    policy.backward((weight * 1e38).sum())  # times the scale: beyond float32, too
+    _, taken = policy.step([optimizer], [weight], clip=1.0)
+    assert not taken
+    assert weight.tolist() == [1.0]
+    assert policy.scaler.get_scale() == before / 2

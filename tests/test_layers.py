@@ -1,0 +1,77 @@
+"""The house rules that a reader relies on: arrows downward, small files, small functions, a light import."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARY = sorted((ROOT / "course_lib").rglob("*.py"))
+
+# From the ground up; a module may import only from rows above its own (or its own row, further left).
+LAYERS = [
+    ["errors"],
+    ["budget", "storage", "config"],
+    ["device", "assets"],
+    ["tokenizer", "models"],
+    ["data.clean", "data.files", "data.corpora", "data.pack", "data.prepare"],
+    ["schedule", "precision", "objectives", "optim"],
+    ["progress", "record", "checkpoint", "loop"],
+    ["evaluate", "sample", "plan"],
+    ["pretrain"],
+    ["cram", "doctor"],
+    ["cli"],
+    ["__main__"],
+]
+ORDER = [name for layer in LAYERS for name in layer]
+
+
+def module_name(path):
+    return ".".join(path.relative_to(ROOT / "course_lib").with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("course_lib"):
+            inner = node.module.removeprefix("course_lib").removeprefix(".")
+            for alias in node.names:
+                joined = f"{inner}.{alias.name}".strip(".")
+                yield joined if joined in ORDER else inner
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=module_name)
+def test_arrows_point_downward(path):
+    name = module_name(path)
+    if path.name == "__init__.py":
+        assert list(imports(path)) == []
+        return
+    above = [other for other in imports(path) if other and ORDER.index(other) >= ORDER.index(name)]
+    assert above == [], f"{name} imports upward"
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=module_name)
+def test_files_and_functions_are_short(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            length = node.end_lineno - node.lineno + 1
+            allowed = 60 if (path.name, node.name) == ("loop.py", "train") else 40
+            assert length <= allowed, f"{path.name}: {node.name} has {length} lines"
+
+
+def test_the_library_is_thin():
+    assert sum(len(p.read_text(encoding="utf-8").splitlines()) for p in LIBRARY) <= 5_000
+
+
+def test_importing_the_package_and_asking_for_help_loads_nothing_heavy():
+    code = (
+        "import sys, course_lib, course_lib.cli as c\n"
+        "try: c.main(['cram', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)

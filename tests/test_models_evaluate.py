@@ -1,0 +1,150 @@
+import lzma
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from course_lib import evaluate, models, plan, sample
+from course_lib.data.pack import Packed
+from course_lib.errors import CourseError
+from course_lib.objectives import CausalLM
+from course_lib.precision import Precision
+from course_lib.tokenizer import train_bpe
+from tests.conftest import make_text
+
+FLOAT32 = Precision("cpu", torch.float32)
+
+
+@pytest.mark.parametrize("name", list(models.SIZES))
+def test_parameters_and_flops_agree_with_counting(name, on_meta):
+    """Ours from the config; against the built model's weights and torch's own FLOP counter, on the meta device."""
+    shape = models.SIZES[name]
+    with torch.device("meta"):
+        model = models.decoder(shape, shape.vocab)
+        ids = torch.zeros(2, shape.context, dtype=torch.long)
+    inner = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n)
+    assert inner == shape.inner_parameters
+    norms = shape.layers * (2 * shape.hidden + 2 * shape.hidden // shape.heads) + shape.hidden
+    assert models.count_parameters(model) == inner + 2 * shape.vocab * shape.hidden + norms
+    with FlopCounterMode(display=False) as counter:
+        CausalLM()(model, {"input_ids": ids, "labels": ids})["clm"].backward()
+    measured = counter.get_total_flops() / ids.numel()
+    assert models.flops_per_token(model, shape.context) == pytest.approx(measured, rel=0.12)
+
+
+def test_a_new_model_predicts_uniformly_and_its_blocks_are_the_identity():
+    torch.manual_seed(0)
+    model = models.decoder(models.SIZES["pico"], 512)
+    ids = torch.randint(512, (4, 33))
+    loss = CausalLM()(model, {"input_ids": ids[:, :-1], "labels": ids[:, 1:]})["clm"] / (4 * 32)
+    assert loss.item() == pytest.approx(math.log(512), abs=0.01)
+    embedded = model.get_input_embeddings()(ids)
+    normed = model.model.norm(embedded)
+    assert torch.allclose(model.model(ids).last_hidden_state, normed, atol=1e-6)
+
+
+def test_unknown_sizes_name_the_nearest():
+    with pytest.raises(CourseError, match="Did you mean micro"):
+        models.size("micr0n")
+
+
+def brute_force_bits(model, packed, context, bos):
+    """Token by token with the documented context, in plain Python."""
+    tokens, half, bits = packed.tokens.astype(int).tolist(), context // 2, 0.0
+    for at in range(1, len(tokens)):
+        if tokens[at] == bos:
+            continue
+        start = 0 if at <= context else ((at - context + half - 1) // half) * half
+        logits = model(input_ids=torch.tensor([tokens[start:at]])).logits[0, -1].double()
+        bits -= float(logits.log_softmax(-1)[tokens[at]]) / math.log(2)
+    return bits / packed.bytes
+
+
+@pytest.mark.parametrize("count", [5, 16, 17, 24, 25, 90])
+def test_bits_per_byte_scores_every_token_once(tmp_path, tiny_model, count):
+    draw = np.random.default_rng(count)
+    tokens = draw.integers(1, 64, count)
+    tokens[[0, count // 2]] = 0
+    Packed.write(tmp_path / "x.bin", [([tokens.tolist()], 3 * count)], 64)
+    packed = Packed.open(tmp_path / "x.bin")
+    tiny_model.eval()
+    with torch.no_grad():
+        expected = brute_force_bits(tiny_model, packed, 16, 0)
+    scores = [evaluate.bits_per_byte(tiny_model, packed, 16, FLOAT32, batch_rows=rows) for rows in (1, 3, 64)]
+    assert scores == pytest.approx([expected] * 3, rel=1e-6)
+
+
+def test_a_uniform_model_needs_log2_of_the_vocabulary(tmp_path):
+    model = models.decoder(models.SIZES["pico"], 256)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    Packed.write(tmp_path / "x.bin", [([[0, *range(1, 256)]], 255)], 256)
+    assert evaluate.bits_per_byte(model, Packed.open(tmp_path / "x.bin"), 64, FLOAT32) == pytest.approx(8.0, rel=1e-5)
+
+
+def test_xz_is_a_known_compressor():
+    text = b"the film " * 1000
+    assert evaluate.xz_bits_per_byte(text) == 8 * len(lzma.compress(text, preset=9)) / len(text)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(0)
+    tokenizer = train_bpe([make_text(i) for i in range(50)], 300, 64)
+    model = models.decoder(models.Size(32, 2, 2, 300, 64), len(tokenizer))
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path
+
+
+def test_sampling_is_reproducible_and_respects_its_limits(saved, cpu):
+    model, tokenizer = sample.load(saved, cpu)
+    first = sample.generate(model, tokenizer, ["The film", ""], max_new_tokens=10, seed=3)
+    assert first == sample.generate(model, tokenizer, ["The film", ""], max_new_tokens=10, seed=3)
+    assert first != sample.generate(model, tokenizer, ["The film", ""], max_new_tokens=10, seed=4)
+    long = sample.generate(model, tokenizer, ["The film is long. " * 50], max_new_tokens=10)
+    assert len(long) == 1
+    with pytest.raises(CourseError, match="context is 64 tokens"):
+        sample.generate(model, tokenizer, ["x"], max_new_tokens=64)
+
+
+def test_greedy_generation_is_the_argmax_chain(saved, cpu):
+    model, tokenizer = sample.load(saved, cpu)
+    torch.nn.init.normal_(model.lm_head.weight)
+    ids = tokenizer("The film", return_tensors="pt").input_ids
+    for _ in range(6):
+        ids = torch.cat([ids, model(input_ids=ids).logits[:, -1:].argmax(-1)], dim=1)
+    text = sample.generate(model, tokenizer, ["The film"], max_new_tokens=6, temperature=0)[0]
+    assert text == tokenizer.decode(ids[0, -6:], skip_special_tokens=True)
+
+
+def test_a_missing_model_is_said(tmp_path, cpu):
+    with pytest.raises(CourseError, match="no model in"):
+        sample.load(tmp_path, cpu)
+
+
+def test_bigger_budgets_choose_bigger_models(monkeypatch, cpu):
+    monkeypatch.setattr(plan, "matmul_flops", lambda device: 2.3e11)  # two AVX2 cores
+    chosen = [plan.choose_size(cpu, seconds) for seconds in (1, 300, 7200, 86400)]
+    assert chosen == ["pico", "nano", "micro", "mini"]
+    monkeypatch.setattr(plan, "matmul_flops", lambda device: 2e14)
+    assert plan.choose_size(cpu, 86400) == "base"
+
+
+def test_the_probe_halves_the_micro_batch_until_it_fits(tiny_model, cpu, monkeypatch):
+    tried = []
+
+    class Hungry(CausalLM):
+        def __call__(self, model, batch):
+            tried.append(len(batch["input_ids"]))
+            if len(batch["input_ids"]) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().__call__(model, batch)
+
+    monkeypatch.setattr(plan, "CausalLM", Hungry)
+    rows, rate = plan.probe(tiny_model, 16, 13, cpu, FLOAT32)
+    assert rows == 2
+    assert rate > 0
+    assert list(dict.fromkeys(tried)) == [13, 7, 4, 2]
+    assert all(p.grad is None for p in tiny_model.parameters())

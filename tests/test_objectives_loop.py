@@ -1,0 +1,182 @@
+"""The contract of the loop: losses per target, big batch = micro-batches, nothing hidden in the division."""
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from course_lib import models, optim
+from course_lib.budget import Budget, WorkClock
+from course_lib.errors import CourseError
+from course_lib.loop import MAX_SKIPPED, train
+from course_lib.objectives import IGNORE, CausalLM
+from course_lib.precision import Precision
+from course_lib.schedule import trapezoid
+
+FLOAT32 = Precision("cpu", torch.float32)
+
+
+def flat(progress):
+    return 1.0
+
+
+def batch_of(rows, ignored=0, seed=0, length=8, vocab=64):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(vocab, (rows, length + 1), generator=generator)
+    labels = ids[:, 1:].clone()
+    labels.view(-1)[:ignored] = IGNORE
+    return {"input_ids": ids[:, :-1], "labels": labels}
+
+
+def test_causal_loss_is_the_closed_form(tiny_model):
+    batch = batch_of(2, ignored=3)
+    logits = tiny_model(input_ids=batch["input_ids"]).logits.detach().double()
+    expected = 0.0
+    for row in range(2):
+        for at in range(8):
+            label = int(batch["labels"][row, at])
+            if label != IGNORE:
+                expected += math.log(float(logits[row, at].exp().sum())) - float(logits[row, at, label])
+    objective = CausalLM()
+    assert objective.counts(batch) == {"clm": 13}
+    assert objective(tiny_model, batch)["clm"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_model_never_sees_the_future(tiny_model):
+    tiny_model.eval()
+    ids = batch_of(1)["input_ids"]
+    changed = ids.clone()
+    changed[0, 5] = (changed[0, 5] + 1) % 64
+    before, after = (tiny_model(input_ids=x).logits for x in (ids, changed))
+    assert torch.equal(before[0, :5], after[0, :5])
+    assert not torch.equal(before[0, 5:], after[0, 5:])
+
+
+def weights_after(model, steps, objective=None, tokens=None, schedule=flat, lr=0.05):
+    """Plain SGD in float64, unclipped, so that gradients can be compared through the weights."""
+    model = copy.deepcopy(model).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = lr
+    budget = Budget(WorkClock(tokens or 10**9))
+    done = list(train(model, steps, objective or CausalLM(), [optimizer], schedule, FLOAT32, budget, clip=math.inf))
+    return torch.cat([p.detach().flatten() for p in model.parameters()]), done
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(0, 16), min_size=2, max_size=4))
+def test_unequal_micro_batches_equal_the_big_batch(ignored):
+    """The mean of means would differ; so would a NaN from a micro-batch without targets (16 ignored of 16)."""
+    torch.manual_seed(0)
+    model = models.decoder(models.Size(16, 1, 2, 64, 16), 64)
+    micro = [batch_of(2, n, seed) for seed, n in enumerate(ignored)]
+    big = {key: torch.cat([b[key] for b in micro]) for key in micro[0]}
+    split, _ = weights_after(model, [micro])
+    whole, _ = weights_after(model, [[big]])
+    assert torch.isfinite(split).all()
+    assert (split - whole).abs().max() < 1e-10
+
+
+def test_the_mean_of_means_would_have_been_another_gradient(tiny_model):
+    """The test above can fail: dividing each micro-batch by its own count moves the weights elsewhere."""
+
+    class MeanOfMeans(CausalLM):
+        def __call__(self, model, batch):
+            share = super().counts(batch)["clm"] / 18  # 18 targets in all
+            return {"clm": super().__call__(model, batch)["clm"] / 2 / share}
+
+    micro = [batch_of(2, 0, 1), batch_of(2, 14, 2)]
+    right, _ = weights_after(tiny_model, [micro])
+    wrong, _ = weights_after(tiny_model, [micro], MeanOfMeans())
+    assert (right - wrong).abs().max() > 1e-4
+
+
+def test_a_term_without_targets_contributes_zero(tiny_model):
+    class TwoTerms(CausalLM):
+        weights = {"clm": 1.0, "other": 0.5}
+
+        def counts(self, batch):
+            return {**super().counts(batch), "other": 0}
+
+        def __call__(self, model, batch):
+            return {**super().__call__(model, batch), "other": model.lm_head.weight.sum() * 0}
+
+    batch = [batch_of(2)]
+    alone, _ = weights_after(tiny_model, [batch])
+    both, steps = weights_after(tiny_model, [batch], TwoTerms())
+    assert torch.equal(alone, both)
+    assert steps[0].losses["other"] == 0
+
+
+def test_the_schedule_ends_with_the_budget(tiny_model):
+    seen = []
+
+    def schedule(progress):
+        seen.append(progress)
+        return trapezoid(0.1, 0.5)(progress)
+
+    _, steps = weights_after(tiny_model, iter(lambda: [batch_of(2)], None), tokens=160, schedule=schedule)
+    assert [s.progress for s in steps] == seen == pytest.approx([i / 10 for i in range(10)])
+    assert sum(s.tokens for s in steps) == 160
+
+
+def test_losses_are_means_per_target(tiny_model):
+    micro = [batch_of(2, 0, 1), batch_of(1, 4, 2)]
+    _, steps = weights_after(tiny_model, [micro])
+    objective, model = CausalLM(), copy.deepcopy(tiny_model).double()
+    total = sum(objective(model, b)["clm"].item() for b in micro)
+    assert steps[0].losses["clm"] == pytest.approx(total / (16 + 4), rel=1e-6)
+
+
+def test_a_non_finite_step_is_skipped_and_too_many_end_the_run(tiny_model):
+    class Broken(CausalLM):
+        calls = 0
+
+        def __call__(self, model, batch):
+            self.calls += 1
+            return {"clm": super().__call__(model, batch)["clm"] * (math.nan if self.calls > 1 else 1.0)}
+
+    optimizers = optim.build(tiny_model, "muon", 0.02, 0.01)
+    steps = []
+    with pytest.raises(CourseError, match=f"{MAX_SKIPPED} steps in a row. Lower the learning rate"):
+        for step in train(
+            tiny_model, iter(lambda: [batch_of(1)], None), Broken(), optimizers, flat, FLOAT32, Budget(WorkClock(10**6))
+        ):
+            steps.append(step)
+            if len(steps) == 1:
+                after_first = copy.deepcopy(tiny_model.state_dict())
+    assert [s.taken for s in steps] == [True] + [False] * (MAX_SKIPPED - 1)
+    assert all(torch.equal(value, after_first[name]) for name, value in tiny_model.state_dict().items())
+
+
+def test_a_step_on_the_meta_device_makes_no_tensor_elsewhere(on_meta):
+    """Stands in for a GPU: any tensor made on the wrong device fails here."""
+    with torch.device("meta"):
+        model = models.decoder(models.Size(32, 2, 2, 64, 16), 64)
+    batch = {key: value.to("meta") for key, value in batch_of(2).items()}
+    loss = CausalLM()(model, batch)["clm"]
+    loss.backward()
+    assert all(p.grad is not None and p.grad.is_meta for p in model.parameters())
+    for optimizer in optim.build(model, "muon", 0.02, 0.01):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_loop_runs_in_16_bit_on_cpu(tiny_model, dtype):
+    optimizers = optim.build(tiny_model, "muon", 0.02, 0.01)
+    steps = list(
+        train(
+            tiny_model,
+            iter(lambda: [batch_of(4), batch_of(4, seed=1)], None),
+            CausalLM(),
+            optimizers,
+            flat,
+            Precision("cpu", dtype),
+            Budget(WorkClock(64 * 12)),
+        )
+    )
+    assert steps[-1].losses["clm"] < steps[0].losses["clm"] - 0.5
+    assert all(p.dtype == torch.float32 for p in tiny_model.parameters())

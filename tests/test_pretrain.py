@@ -1,0 +1,208 @@
+"""The main job end to end: record, reload in a fresh process, stop, kill, continue, replay."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from course_lib.config import Config
+from course_lib.cram import cram
+from course_lib.errors import CourseError
+from course_lib.pretrain import Interrupted, pretrain
+from course_lib.record import Run
+
+TINY = {"size": "pico", "vocab_size": 300, "context": 32, "step_tokens": 128}
+
+
+def config(corpus_file, **more):
+    return Config(corpus=str(corpus_file), **{**TINY, "tokens": 6_400, **more})
+
+
+def weights(folder):
+    return load_file(Path(folder) / "model" / "model.safetensors")
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def command(corpus_file, runs, *more):
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in TINY.items()]
+    return [
+        sys.executable,
+        "-m",
+        "course_lib",
+        "pretrain",
+        "--corpus",
+        str(corpus_file),
+        "--runs",
+        str(runs),
+        *flags,
+        *more,
+    ]
+
+
+def test_a_run_learns_and_leaves_a_complete_record(corpus_file, tmp_path):
+    said = []
+    run = cram(config(corpus_file, tokens=60_000), runs=tmp_path, log=said.append)
+    info = Run.open(run.folder).info
+    assert info == run.info
+    assert info["status"] == "finished"
+    rows = list(run.metrics())
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    assert info["result"]["tokens"] == sum(row["tokens"] for row in rows) == pytest.approx(60_000, abs=128)
+    assert rows[-1]["losses"]["clm"] < rows[0]["losses"]["clm"] - 2
+    assert info["result"]["bits_per_byte"] < info["result"]["xz_bits_per_byte"] + 1 < 8
+    assert {"fetch", "prepare", "plan", "train", "evaluate"} <= set(info["timings"])
+    assert info["data"]["corpus"] == "grammar"
+    assert len(info["samples"]) == 3
+    assert not (run.folder / "checkpoints").exists()
+    text = "\n".join(said)
+    for part in ("planned", "actual", "tokens/s", "bits per byte", info["samples"][0]["prompt"][:10]):
+        assert part in text
+
+
+def test_the_model_loads_in_a_fresh_process_without_this_library(corpus_file, tmp_path):
+    run = pretrain(config(corpus_file), runs=tmp_path)
+    code = (
+        "import sys; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "m = AutoModelForCausalLM.from_pretrained(sys.argv[1]); t = AutoTokenizer.from_pretrained(sys.argv[1])\n"
+        "ids = t('The film', return_tensors='pt').input_ids\n"
+        "print(type(m).__name__, t.decode(ids[0, 1:]), round(float(m(input_ids=ids, labels=ids).loss), 4))\n"
+        "assert 'course_lib' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(run.folder / "model")], capture_output=True, text=True, check=True, cwd="/"
+    )
+    name, *words, loss = done.stdout.split()
+    assert (name, words) == ("Qwen3ForCausalLM", ["The", "film"])
+    assert 0 < float(loss) < 6
+
+
+def test_the_same_config_gives_the_same_weights_and_another_seed_does_not(corpus_file, tmp_path):
+    first, second = (pretrain(config(corpus_file), runs=tmp_path) for _ in range(2))
+    assert first.folder != second.folder
+    assert same(weights(first.folder), weights(second.folder))
+    other = pretrain(config(corpus_file, seed=1), runs=tmp_path)
+    assert not same(weights(first.folder), weights(other.folder))
+
+
+def test_a_stopped_run_continues_to_the_same_weights(corpus_file, tmp_path, monkeypatch):
+    whole = pretrain(config(corpus_file), runs=tmp_path / "whole")
+    from course_lib import progress
+
+    moved = []
+
+    def stop_at_step_20(shown, share, **values):
+        moved.append(share)
+        if len(moved) == 20:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(progress, "move", stop_at_step_20)
+    with pytest.raises(Interrupted, match=r"Stopped at \d+%; saved in .*same command again"):
+        pretrain(config(corpus_file), runs=tmp_path / "parts")
+    stopped = Run.open(next((tmp_path / "parts").iterdir()))
+    assert stopped.info["status"] == "stopped"
+    assert len(list(stopped.metrics())) == 20
+    said = []
+    finished = pretrain(config(corpus_file), runs=tmp_path / "parts", log=said.append)
+    assert finished.folder == stopped.folder
+    assert any("Continuing" in s for s in said)
+    assert same(weights(whole.folder), weights(finished.folder))
+    without_time = [{k: v for k, v in row.items() if k != "seconds"} for row in finished.metrics()]
+    assert without_time == [{k: v for k, v in row.items() if k != "seconds"} for row in whole.metrics()]
+
+
+def test_kill_9_at_random_moments_changes_nothing(corpus_file, tmp_path):
+    """Checkpoints every 50 ms, so that kills hit saves, too; the end must be bit-equal to an unbroken run."""
+    flags = ["--tokens=40000", "--checkpoint-every=0.05s"]
+    whole = command(corpus_file, tmp_path / "whole", "--tokens=40000")
+    subprocess.run(whole, check=True, capture_output=True)
+    draw, kills, runs = random.Random(7), 0, tmp_path / "killed"
+    while kills < 4:
+        child = subprocess.Popen(
+            command(corpus_file, runs, *flags), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while not list(runs.glob("*/checkpoints/step-*")) and child.poll() is None:
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, 0.6) if kills else 0.1)
+        if child.poll() is not None:
+            break
+        child.kill()
+        child.wait()
+        kills += 1
+    assert kills >= 1
+    subprocess.run(command(corpus_file, runs, *flags), check=True, capture_output=True)
+    (killed,) = (path.parent for path in runs.glob("*/run.json"))
+    (unbroken,) = (path.parent for path in (tmp_path / "whole").glob("*/run.json"))
+    assert same(weights(killed), weights(unbroken))
+    steps = [row["step"] for row in Run.open(killed).metrics()]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_ctrl_c_on_the_command_line_saves_and_exits_with_130(corpus_file, tmp_path):
+    child = subprocess.Popen(
+        command(corpus_file, tmp_path, "--budget=5m"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not list(tmp_path.glob("*/metrics.jsonl")) or not next(tmp_path.glob("*/metrics.jsonl")).stat().st_size:
+        assert child.poll() is None
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    _, error = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert error.startswith("Stopped at ")
+    assert "same command again" in error
+    assert len(list(tmp_path.glob("*/checkpoints/step-*"))) == 1
+
+
+def test_a_wall_clock_run_ends_on_time_and_can_be_replayed(corpus_file, tmp_path):
+    run = pretrain(config(corpus_file, tokens=None, budget="6s"), runs=tmp_path, started=time.monotonic())
+    assert run.info["result"]["seconds"] == pytest.approx(run.info["plan"]["seconds"], abs=0.3)
+    again = pretrain(config(corpus_file, tokens=None, budget="6s", replay=str(run.folder)), runs=tmp_path / "again")
+    assert same(weights(run.folder), weights(again.folder))
+
+
+def test_preparation_and_scoring_eat_into_a_short_budget(corpus_file, tmp_path):
+    """The whole command keeps to budget × 1.15, so a late start leaves less to train; never less than a quarter."""
+    late = pretrain(config(corpus_file, tokens=None, budget="6s"), runs=tmp_path, started=time.monotonic() - 4)
+    assert late.info["plan"]["seconds"] == pytest.approx(1.5, abs=0.2)
+
+
+def test_a_corpus_that_changed_is_not_mixed_into_an_old_run(corpus_file, tmp_path):
+    unfinished = Run.create(tmp_path / "old", config(corpus_file).__dict__)
+    unfinished.update(settings=config(corpus_file).__dict__, device={}, data={"prepared": "another"})
+    with pytest.raises(CourseError, match="corpus has changed.*--fresh"):
+        pretrain(config(corpus_file), runs=tmp_path)
+    assert pretrain(config(corpus_file), runs=tmp_path, fresh=True).folder != unfinished.folder
+
+
+def test_a_used_run_id_is_refused(corpus_file, tmp_path):
+    pretrain(config(corpus_file), runs=tmp_path, run_id="mine")
+    with pytest.raises(CourseError, match="exists already"):
+        pretrain(config(corpus_file), runs=tmp_path, run_id="mine")
+
+
+def test_two_processes_never_write_to_one_run(corpus_file, tmp_path):
+    busy = Run.create(tmp_path / "busy", config(corpus_file).__dict__)
+    assert busy.acquire()
+    assert not Run.open(busy.folder).acquire()
+    other = pretrain(config(corpus_file), runs=tmp_path)
+    assert other.folder != busy.folder
+    busy.release()
+    assert Run.open(busy.folder).acquire()
+
+
+def test_json_output_is_json_and_nothing_else(corpus_file, tmp_path):
+    done = subprocess.run(
+        command(corpus_file, tmp_path, "--tokens=1280", "--json"), capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout)["status"] == "finished"
+    assert "Plan:" in done.stderr

@@ -1,0 +1,52 @@
+import json
+
+import pytest
+
+from course_lib.errors import CourseError
+from course_lib.record import Run, Timer
+
+
+def test_a_run_is_stored_with_its_provenance(tmp_path):
+    run = Run.create(tmp_path / "a", {"seed": 1})
+    run.update(status="finished")
+    again = Run.open(tmp_path / "a")
+    assert again.info == run.info
+    assert again.info["id"] == "a"
+    assert again.info["config"] == {"seed": 1}
+    assert set(again.info["versions"]) >= {"python", "torch", "transformers"}
+
+
+def test_metrics_keep_every_digit_and_can_be_rewound(tmp_path):
+    run = Run.create(tmp_path / "a", {})
+    rows = [{"step": i, "progress": i / 3} for i in range(5)]
+    run.log(rows[:2])
+    run.log(rows[2:])
+    assert list(run.metrics()) == rows
+    run.rewind(3)
+    assert list(run.metrics()) == rows[:3]
+    run.rewind(0)
+    assert list(run.metrics()) == []
+
+
+def test_a_name_in_use_missing_or_damaged_is_an_error(tmp_path):
+    Run.create(tmp_path / "a", {})
+    with pytest.raises(CourseError, match="exists already"):
+        Run.create(tmp_path / "a", {})
+    with pytest.raises(CourseError, match="no run at"):
+        Run.open(tmp_path / "b")
+    (tmp_path / "a" / "run.json").write_text('{"id": ')
+    with pytest.raises(CourseError, match="damaged"):
+        Run.open(tmp_path / "a")
+
+
+def test_run_json_is_for_people_too(tmp_path):
+    text = (Run.create(tmp_path / "a", {"corpus": "影评"}).folder / "run.json").read_text(encoding="utf-8")
+    assert "影评" in text
+    assert json.loads(text)["status"] == "running"
+
+
+def test_a_timer_adds_up_even_when_a_part_fails():
+    timer = Timer({"train": 2.0})
+    with pytest.raises(RuntimeError), timer("train"):
+        raise RuntimeError
+    assert timer.seconds["train"] >= 2.0

@@ -110,18 +110,10 @@ def _log(options: argparse.Namespace) -> Callable[[str], None]:
     return lambda message: print(message, file=sys.stderr if options.json else sys.stdout, flush=True)
 
 
-def _quiet() -> None:
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-
-
 def _run(options: argparse.Namespace, started: float, run: Callable[..., Any]) -> int:
     from course_lib.config import Config
     from course_lib.pretrain import Interrupted
 
-    _quiet()
     config = Config(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Config)})
     how = {name: getattr(options, name) for name in ("runs", "run_id", "fresh", "checkpoint_every")}
     try:
@@ -149,7 +141,6 @@ def _pretrain(options: argparse.Namespace, started: float) -> int:
 def _sample(options: argparse.Namespace, started: float) -> None:
     from course_lib import device, sample
 
-    _quiet()
     model, tokenizer = sample.load(options.folder, device.pick(options.device))
     prompts = options.prompt or [""]
     texts = sample.generate(model, tokenizer, prompts, options.tokens, options.temperature, options.top_p, options.seed)

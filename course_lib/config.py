@@ -20,7 +20,7 @@ class Config:
     tokens: int = _option(
         0, "train on this many tokens instead of by the clock (the same run everywhere); 0: by the clock"
     )
-    replay: str = _option("", "a run folder whose recorded progress replaces the clock: repeats that run")
+    replay: str = _option("", "a run folder: repeat that run, its settings and its recorded progress, step by step")
     vocab_size: int = _option(0, "tokens in the vocabulary; 0: what suits the size")
     context: int = _option(0, "tokens a row; 0: what suits the size")
     step_tokens: int = _option(2048, "tokens per optimizer step")

@@ -82,10 +82,11 @@ def pretrain(
     saving, when Ctrl-C or SIGTERM asked the run to stop.
     """
     started = time.monotonic() if started is None else started
+    progress.hush_transformers()
     where, fetching = device.pick(config.device), Timer()
     settings = _resolve(config, where)
     with fetching("fetch"):
-        corpus = corpora.load(config.corpus)
+        corpus = corpora.load(settings.corpus)
     started += fetching.seconds["fetch"]  # downloads are the one thing outside the budget
     run = None if fresh else _unfinished(config, runs, run_id)
     run = run or _new_run(config, settings, where, runs, run_id)
@@ -136,6 +137,9 @@ def _unfinished(config: Config, runs: Path, run_id: str | None) -> Run | None:
 
 def _resolve(config: Config, where: device.Device) -> Config:
     """The config with every default filled in; refuses names that do not exist before anything is made or fetched."""
+    if config.replay:
+        recorded = Run.open(Path(config.replay)).info["settings"]
+        return Config(**{**recorded, "replay": config.replay, "device": config.device})
     optim.check(config.optimizer)
     seconds = parse_duration(config.budget)
     size = plan.choose_size(where, seconds) if config.size == "auto" else config.size
@@ -147,8 +151,8 @@ def _resolve(config: Config, where: device.Device) -> Config:
 
 def _new_run(config: Config, settings: Config, where: device.Device, runs: Path, run_id: str | None) -> Run:
     """A run with a readable, unused name."""
-    length = f"{config.tokens}tokens" if config.tokens else format_duration(parse_duration(config.budget))
-    stem = re.sub(r"[^\w.-]+", "-", Path(config.corpus).stem).strip("-") or "text"
+    length = f"{settings.tokens}tokens" if settings.tokens else format_duration(parse_duration(settings.budget))
+    stem = re.sub(r"[^\w.-]+", "-", Path(settings.corpus).stem).strip("-") or "text"
     name, number = run_id or f"{stem}-{length}", 1
     while run_id is None and (runs / name).exists():
         number += 1

@@ -17,6 +17,14 @@ def interactive() -> bool:
     return setting == "on" or (setting == "auto" and (sys.stderr.isatty() or "ipykernel" in sys.modules))
 
 
+def hush_transformers() -> None:
+    """No bars and no advice from transformers while it saves and loads files: ours are enough."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
 def bar(title: str) -> Any:
     """A bar over the budget from 0 to 100 %, with elapsed and remaining time; call `move(bar, progress, …)`."""
     kind = notebook_tqdm if "ipykernel" in sys.modules else tqdm

@@ -5,12 +5,14 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
+from course_lib import progress
 from course_lib.device import Device
 from course_lib.errors import CourseError
 
 
 def load(folder: Path, device: Device) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Model and tokenizer from a run folder (or any folder that `from_pretrained` accepts)."""
+    progress.hush_transformers()
     model_folder = folder / "model" if (folder / "model").is_dir() else folder
     if not (model_folder / "config.json").exists():
         raise CourseError(f"There is no model in {folder}. Give a finished run, for example `--run runs/ID`.")

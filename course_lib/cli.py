@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from course_lib import __version__
-from course_lib.errors import CourseError
+from course_lib.errors import CourseError, unknown
 
 EXAMPLES = """\
 examples:
@@ -63,8 +63,8 @@ def parser() -> argparse.ArgumentParser:
     _training_options(command("cram", _cram, "Corpus to trained model, score and samples, within a budget."))
     _training_options(command("pretrain", _pretrain, "Train a decoder within a budget; no samples, no report."))
     _sample_options(command("sample", _sample, "Let a trained model continue a prompt."))
-    data = command("data", _data, "List, describe or fetch the registered datasets.")
-    data.add_argument("action", choices=["list", "show", "fetch"])
+    data = command("data", _data, "List, describe or fetch the registered datasets; `card` prints the book's page.")
+    data.add_argument("action", choices=["list", "show", "fetch", "card"])
     data.add_argument("name", nargs="?", help="a name from `data list`")
     command("doctor", _doctor, "Check this machine, and say what it will manage.")
     return top
@@ -150,28 +150,32 @@ def _sample(options: argparse.Namespace, started: float) -> None:
 
 def _data(options: argparse.Namespace, started: float) -> None:
     from course_lib import assets
+    from course_lib.data import card, library
 
+    known = {name: entry.assets for name, entry in library.DATASETS.items()}
+    inside = {asset for needed in known.values() for asset in needed}
+    known |= {name: (name,) for name in assets.registry() if name not in inside}
+    if options.action == "card":
+        print(card.page(), end="")
+        return
     if options.action == "list":
-        rows = {name: assets.cached(name) is not None for name in assets.registry()}
-        lines = [
-            f"{n:<16}{assets.get(n).size / 1e6:>6.0f} MB  {'cached ' if c else '-      '} {assets.get(n).about}"
-            for n, c in rows.items()
-        ]
-        _print(options, rows, "\n".join(lines))
+        rows = {name: all(assets.cached(asset) for asset in needed) for name, needed in known.items()}
+        about = {
+            name: library.DATASETS[name].about if name in library.DATASETS else assets.get(name).about for name in rows
+        }
+        _print(options, rows, "\n".join(f"{n:<16}{'cached' if rows[n] else '-':<8}{about[n]}" for n in rows))
         return
     if not options.name:
         raise CourseError(f"Which dataset? `data {options.action} NAME`; `data list` shows the names.")
+    if options.name not in known:
+        raise unknown("dataset", options.name, known)
     if options.action == "fetch":
-        path = str(assets.fetch(options.name))
-        _print(options, {"path": path}, path)
+        paths = [str(assets.fetch(asset)) for asset in known[options.name]]
+        _print(options, {"paths": paths}, "\n".join(paths))
         return
-    facts = dataclasses.asdict(assets.get(options.name))
-    width = max(map(len, facts))
-    _print(
-        options,
-        facts,
-        "\n".join(f"{k:<{width}}  {', '.join(v) if isinstance(v, tuple) else v}" for k, v in facts.items()),
-    )
+    facts = [dataclasses.asdict(assets.get(asset)) for asset in known[options.name]]
+    lines = [f"{k:<16}{', '.join(v) if isinstance(v, tuple) else v}" for fact in facts for k, v in fact.items()]
+    _print(options, facts, "\n".join(lines) or "Made from installed packages; nothing to fetch.")
 
 
 def _doctor(options: argparse.Namespace, started: float) -> int:

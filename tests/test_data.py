@@ -1,5 +1,6 @@
 """Cleaning, preparation, packing and the loader."""
 
+import hashlib
 import json
 import unicodedata
 from collections import Counter
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from course_lib.data import clean, corpora, prepare
 from course_lib.data.pack import Loader, Packed
 from course_lib.errors import CourseError
-from course_lib.tokenizer import BOS, train_bpe
+from course_lib.tokenizer import BOS
 from tests.conftest import make_text
 
 
@@ -97,23 +98,14 @@ def test_tiny_corpora_are_refused(tmp_path, texts, message):
     assert list((prepare.assets.cache_dir() / "prepared").iterdir()) == []
 
 
-TOKENIZER = train_bpe([make_text(i) for i in range(20)], 300, 64)
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.text())
-def test_byte_level_bpe_gives_every_text_back(text):
-    assert TOKENIZER.decode(TOKENIZER(text, split_special_tokens=True).input_ids[1:]) == text
-
-
 def packed_of(tmp_path, count):
-    Packed.write(tmp_path / "x.bin", [([list(range(count))], count)], 2**16)
+    Packed.write(tmp_path / "x.bin", [[list(range(count))]], 2**16, count, {})
     return Packed.open(tmp_path / "x.bin")
 
 
 @pytest.mark.parametrize(("vocab", "dtype"), [(2**16, "uint16"), (2**16 + 1, "uint32")])
 def test_packing_uses_the_smallest_type_that_holds_the_vocabulary(tmp_path, vocab, dtype):
-    Packed.write(tmp_path / "x.bin", [([[1, vocab - 1], [5]], 7), ([[2]], 3)], vocab)
+    Packed.write(tmp_path / "x.bin", [[[1, vocab - 1], [5]], [[2]]], vocab, 10, {})
     packed = Packed.open(tmp_path / "x.bin")
     assert packed.tokens.dtype == dtype
     assert packed.tokens.tolist() == [1, vocab - 1, 5, 2]
@@ -156,6 +148,28 @@ def test_an_epoch_visits_every_row_once_and_a_restart_changes_nothing(
         pass
     after.load_state_dict(json.loads(json.dumps(before.state_dict())))
     assert torch.equal(torch.cat([m["input_ids"] for m in next(iter(after))]), steps[stop_at])
+
+
+def test_a_truncated_pack_is_refused(tmp_path):
+    packed_of(tmp_path, 100)
+    (tmp_path / "x.bin").write_bytes((tmp_path / "x.bin").read_bytes()[:-3])
+    with pytest.raises(CourseError, match="damaged"):
+        Packed.open(tmp_path / "x.bin")
+
+
+def test_a_pack_says_what_it_was_made_from(corpus_file):
+    corpus = corpora.load(str(corpus_file))
+    folder = prepare.prepare(corpus, 300, 64, 10**8, quiet).folder
+    header = json.loads((folder / "train.json").read_text())
+    assert header["source"] == corpus.identity
+    assert header["tokenizer"] == hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+
+
+def test_a_vocabulary_named_by_number_is_exact(corpus_file):
+    corpus = corpora.load(str(corpus_file))
+    with pytest.raises(CourseError, match="at most"):
+        prepare.prepare(corpus, 5000, 64, 10**8, quiet, exact_vocab=True)
+    assert len(prepare.prepare(corpus, 5000, 64, 10**8, quiet).tokenizer) < 5000
 
 
 def test_labels_are_the_next_tokens(tmp_path):

@@ -11,7 +11,7 @@ from course_lib.data.pack import Packed
 from course_lib.errors import CourseError
 from course_lib.objectives import CausalLM
 from course_lib.precision import Precision
-from course_lib.tokenizer import train_bpe
+from course_lib.tokenizer import train as train_tokenizer
 from tests.conftest import make_text
 
 FLOAT32 = Precision("cpu", torch.float32)
@@ -67,7 +67,7 @@ def test_bits_per_byte_scores_every_token_once(tmp_path, tiny_model, count):
     draw = np.random.default_rng(count)
     tokens = draw.integers(1, 64, count)
     tokens[[0, count // 2]] = 0
-    Packed.write(tmp_path / "x.bin", [([tokens.tolist()], 3 * count)], 64)
+    Packed.write(tmp_path / "x.bin", [[tokens.tolist()]], 64, 3 * count, {})
     packed = Packed.open(tmp_path / "x.bin")
     tiny_model.eval()
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_bits_per_byte_scores_every_token_once(tmp_path, tiny_model, count):
 def test_a_uniform_model_needs_log2_of_the_vocabulary(tmp_path):
     model = models.decoder(models.SIZES["pico"], 256)
     torch.nn.init.zeros_(model.lm_head.weight)
-    Packed.write(tmp_path / "x.bin", [([[0, *range(1, 256)]], 255)], 256)
+    Packed.write(tmp_path / "x.bin", [[[0, *range(1, 256)]]], 256, 255, {})
     assert evaluate.bits_per_byte(model, Packed.open(tmp_path / "x.bin"), 64, FLOAT32) == pytest.approx(8.0, rel=1e-5)
 
 
@@ -91,7 +91,7 @@ def test_xz_is_a_known_compressor():
 @pytest.fixture
 def saved(tmp_path):
     torch.manual_seed(0)
-    tokenizer = train_bpe([make_text(i) for i in range(50)], 300, 64)
+    tokenizer = train_tokenizer("byte-bpe", [make_text(i) for i in range(50)], 300, 64)
     model = models.decoder(models.Size(32, 2, 2, 300, 64), len(tokenizer))
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")

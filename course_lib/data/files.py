@@ -82,7 +82,8 @@ def _lines(path: Path) -> Iterator[str]:
         ) from error
 
 
-def _column(path: Path, names: list[str]) -> str:
+def text_column(path: Path | str, names: list[str]) -> str:
+    """The column to train on: the first of `TEXT_COLUMNS` that is there, or the only one."""
     for name in TEXT_COLUMNS:
         if name in names:
             return name
@@ -96,7 +97,7 @@ def _table(path: Path, delimiter: str) -> Iterator[str]:
     rows = csv.DictReader(_lines(path), delimiter=delimiter)
     if not rows.fieldnames:
         raise CourseError(f"{path} is empty.")
-    column = _column(path, list(rows.fieldnames))
+    column = text_column(path, list(rows.fieldnames))
     for row in rows:
         yield row[column] or ""
 
@@ -109,7 +110,7 @@ def _jsonl(path: Path) -> Iterator[str]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise CourseError(f"{path}, line {number}: not JSON ({error.msg}).") from error
-        text = row if isinstance(row, str) else row.get(_column(path, list(row))) if isinstance(row, dict) else None
+        text = row if isinstance(row, str) else row.get(text_column(path, list(row))) if isinstance(row, dict) else None
         if not isinstance(text, str):
             raise CourseError(f'{path}, line {number}: no text; expected {{"text": "…"}}.')
         yield text
@@ -123,6 +124,6 @@ def _parquet(path: Path) -> Iterator[str]:
         file = parquet.ParquetFile(path)
     except pyarrow.ArrowInvalid as error:
         raise CourseError(f"{path} is not a valid parquet file.") from error
-    column = _column(path, file.schema_arrow.names)
+    column = text_column(path, file.schema_arrow.names)
     for batch in file.iter_batches(columns=[column]):
         yield from (text or "" for text in batch.column(0).to_pylist())

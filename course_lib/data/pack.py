@@ -25,23 +25,29 @@ class Packed:
     bytes: int
 
     @classmethod
-    def write(cls, path: Path, batches: Iterable[tuple[list[list[int]], int]], vocab_size: int) -> None:
-        """Write token lists as they come. `batches` yields (token ids per document, their UTF-8 bytes)."""
+    def write(
+        cls, path: Path, batches: Iterable[list[list[int]]], vocab_size: int, n_bytes: int, origin: dict[str, str]
+    ) -> None:
+        """Write lists of documents' token ids as they come, and a header beside them.
+
+        `origin` says what the tokens mean and where they are from: the hashes of the tokenizer and of the source.
+        """
         dtype = np.dtype("uint16" if vocab_size <= 2**16 else "uint32")
-        documents = size = 0
+        tokens = documents = 0
         with path.open("wb") as file:
-            for ids, n_bytes in batches:
-                for document in ids:
-                    np.asarray(document, dtype).tofile(file)
+            for ids in batches:
+                np.concatenate([np.asarray(document, dtype) for document in ids]).tofile(file)
                 documents += len(ids)
-                size += n_bytes
-        header = {"dtype": dtype.name, "documents": documents, "bytes": size}
+                tokens += sum(map(len, ids))
+        header = {"dtype": dtype.name, "tokens": tokens, "documents": documents, "bytes": n_bytes, **origin}
         path.with_suffix(".json").write_text(json.dumps(header), encoding="utf-8")
 
     @classmethod
     def open(cls, path: Path) -> "Packed":
-        """Map a file that `write` made."""
+        """Map a file that `write` made; an error if it is not as long as its header says."""
         header = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        if path.stat().st_size != header["tokens"] * np.dtype(header["dtype"]).itemsize:
+            raise CourseError(f"{path} is damaged: it does not hold {header['tokens']:,} tokens. Delete its folder.")
         return cls(np.memmap(path, dtype=header["dtype"], mode="r"), header["documents"], header["bytes"])
 
     def rows(self, length: int) -> int:

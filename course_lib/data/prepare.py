@@ -1,34 +1,32 @@
-"""Corpus → cleaned, deduplicated, split, tokenized, packed; done once and cached."""
+"""Corpus → cleaned, deduplicated, split, tokenized, packed; done once and cached.
 
+Every pass reads front to back, so memory stays flat however large the corpus is (16 bytes a document are kept).
+"""
+
+import array
 import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow
 from transformers import PreTrainedTokenizerFast
 
-from course_lib import assets
+from course_lib import assets, tokenizer
 from course_lib.data.clean import clean, document_hash, split_of
 from course_lib.data.corpora import Corpus
 from course_lib.data.pack import Packed
 from course_lib.errors import CourseError
 from course_lib.storage import new_folder
-from course_lib.tokenizer import train_bpe
 
-RECIPE = 1  # raise it when the preparation below changes, so that old caches are not used
+RECIPE = 2  # raise it when the preparation below changes, so that old caches are not used
 MIN_BYTES = 20_000
 TOKENIZER_BYTES = 8_000_000  # more text does not change the merges of a small vocabulary
 VALID_BYTES = 300_000  # enough for two stable decimals of bits per byte
-BATCH = 500  # documents handed to the tokenizer at once
-
-SCHEMA = pyarrow.schema([("text", "string"), ("digest", "uint64"), ("bytes", "int64")])
-
-datasets.disable_progress_bars()
+BATCH = 500  # documents handed on at once
+SCHEMA = pyarrow.schema([("text", "string")])
 
 
 @dataclass(frozen=True)
@@ -74,43 +72,46 @@ class Prepared:
         return PreTrainedTokenizerFast.from_pretrained(self.folder)
 
     def openings(self, documents: int, tokens: int) -> list[str]:
-        """The first words of the first held-out documents."""
-        bos = self.tokenizer.bos_token_id
-        starts = np.flatnonzero(self.valid.tokens == bos)[:documents] + 1
-        return [self.tokenizer.decode(self.valid.tokens[s : s + tokens].tolist()) for s in starts]
+        """The first words of a few held-out documents, spread over all of them."""
+        starts = np.flatnonzero(self.valid.tokens == self.tokenizer.bos_token_id)
+        chosen = starts[np.linspace(0, len(starts) - 1, documents, dtype=int)] + 1
+        return [self.tokenizer.decode(self.valid.tokens[s : s + tokens].tolist()) for s in chosen]
 
     def held_out_text(self) -> bytes:
         """The held-out documents, one after the other; byte-level BPE gives them back exactly."""
         return self.tokenizer.decode(self.valid.tokens.tolist(), skip_special_tokens=True).encode()
 
 
-def prepare(corpus: Corpus, vocab_size: int, context: int, max_bytes: int, log: Callable[[str], None]) -> Prepared:
+def prepare(
+    corpus: Corpus, vocab_size: int, context: int, max_bytes: int, log: Callable[[str], None], exact_vocab: bool = False
+) -> Prepared:
     """Everything between a corpus and a loader, from the cache if it was done before.
 
-    `max_bytes` bounds the training text, so that a short budget is not spent on tokenizing a library.
+    `max_bytes` bounds the training text, so that a short budget is not spent on tokenizing a library. `exact_vocab`: a
+    corpus too small for `vocab_size` is an error instead of a smaller vocabulary.
     """
-    key = f"{RECIPE} {corpus.identity} {vocab_size} {context} {max_bytes}"
+    key = f"{RECIPE} {corpus.identity} {vocab_size} {context} {max_bytes} {exact_vocab}"
     folder = assets.cache_dir() / "prepared" / f"{corpus.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if not (folder / "counts.json").exists():
         log(f"Preparing {corpus.name} …")
         with new_folder(folder) as scratch:
-            _build(scratch, corpus, vocab_size, context, max_bytes)
+            _build(scratch, corpus, vocab_size, context, max_bytes, exact_vocab)
     data = Prepared.open(folder)
     log(data.counts.describe())
     return data
 
 
-def _build(folder: Path, corpus: Corpus, vocab_size: int, context: int, max_bytes: int) -> None:
-    table, read, empty = _documents(corpus, folder / "documents.arrow")
-    digests, sizes = np.array(table["digest"], dtype=np.uint64), np.array(table["bytes"], dtype=np.int64)
+def _build(folder: Path, corpus: Corpus, vocab_size: int, context: int, max_bytes: int, exact_vocab: bool) -> None:
+    spool = folder / "documents.arrow"
+    digests, sizes, read = _spool(corpus, spool)
     if sizes.sum() < MIN_BYTES:
         raise CourseError(
             f"The corpus '{corpus.name}' has {sizes.sum():,} bytes of text; at least {MIN_BYTES:,} are needed "
             f"to train on some and hold some out."
         )
-    # In the order of their hashes: a shuffle that depends on nothing but the documents.
+    # Sorted by hash, so that "the first few MB" is a random sample that depends on nothing but the documents.
     _, unique = np.unique(digests, return_index=True)
-    sides = np.array([split_of(int(d)) for d in digests[unique]])
+    sides = np.array([split_of(int(digest)) for digest in digests[unique]])
     train, valid = unique[sides == "train"], unique[sides == "valid"]
     if not len(valid) or not len(train):
         raise CourseError(
@@ -118,14 +119,16 @@ def _build(folder: Path, corpus: Corpus, vocab_size: int, context: int, max_byte
         )
     train, valid = _first(train, sizes, max_bytes), _first(valid, sizes, VALID_BYTES)
 
-    sample = table.select(_first(train, sizes, TOKENIZER_BYTES))
-    tokenizer = train_bpe((batch["text"] for batch in sample.iter(BATCH)), vocab_size, context)
-    tokenizer.save_pretrained(folder)
+    sample = _texts(spool, _first(train, sizes, TOKENIZER_BYTES))
+    learned = tokenizer.train("byte-bpe", sample, vocab_size, context, exact=exact_vocab)
+    learned.save_pretrained(folder)
+    origin = {"tokenizer": _sha256(folder / "tokenizer.json"), "source": corpus.identity}
     for name, side in (("train", train), ("valid", valid)):
-        Packed.write(folder / f"{name}.bin", _encode(tokenizer, table.select(side)), len(tokenizer))
+        ids = (tokenizer.encode(learned, texts) for texts in _texts(spool, side))
+        Packed.write(folder / f"{name}.bin", ids, len(learned), int(sizes[side].sum()), origin)
     counts = Counts(
         read=read,
-        empty=empty,
+        empty=read - len(digests),
         duplicate=len(digests) - len(unique),
         train=len(train),
         valid=len(valid),
@@ -133,26 +136,39 @@ def _build(folder: Path, corpus: Corpus, vocab_size: int, context: int, max_byte
         train_bytes=int(sizes[train].sum()),
         valid_bytes=int(sizes[valid].sum()),
     )
-    (folder / "documents.arrow").unlink()  # the text is only needed while preparing
+    spool.unlink()  # the text is only needed while preparing
     (folder / "counts.json").write_text(json.dumps(asdict(counts)), encoding="utf-8")
 
 
-def _documents(corpus: Corpus, path: Path) -> tuple[datasets.Dataset, int, int]:
-    """Cleaned documents in a memory-mapped table, and how many were read and found empty."""
-    read = empty = 0
-    rows: list[dict[str, Any]] = []
-    with pyarrow.ipc.new_stream(str(path), SCHEMA) as stream:
+def _spool(corpus: Corpus, path: Path) -> tuple[np.ndarray, np.ndarray, int]:
+    """Write the cleaned documents to `path`; returns their hashes, their sizes in bytes, and how many were read."""
+    digests, sizes, read = array.array("Q"), array.array("q"), 0
+    held: list[str] = []
+    with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, SCHEMA) as stream:
         for raw in corpus.documents():
             read += 1
-            if text := clean(raw):
-                rows.append({"text": text, "digest": document_hash(text), "bytes": len(text.encode())})
-            else:
-                empty += 1
-            if len(rows) == BATCH:
-                stream.write_batch(pyarrow.RecordBatch.from_pylist(rows, SCHEMA))
-                rows = []
-        stream.write_batch(pyarrow.RecordBatch.from_pylist(rows, SCHEMA))
-    return datasets.Dataset.from_file(str(path)), read, empty
+            if not (text := clean(raw)):
+                continue
+            digests.append(document_hash(text))
+            sizes.append(len(text.encode()))
+            held.append(text)
+            if len(held) == BATCH:
+                stream.write_batch(pyarrow.record_batch([held], schema=SCHEMA))
+                held = []
+        stream.write_batch(pyarrow.record_batch([held], schema=SCHEMA))
+    return np.array(digests, dtype=np.uint64), np.array(sizes, dtype=np.int64), read
+
+
+def _texts(path: Path, rows: np.ndarray) -> Iterator[list[str]]:
+    """The documents with these row numbers, batch by batch in the order of the file."""
+    wanted = np.sort(rows)
+    at = 0
+    with pyarrow.OSFile(str(path), "rb") as file, pyarrow.ipc.open_stream(file) as stream:
+        for batch in stream:
+            low, high = np.searchsorted(wanted, [at, at + batch.num_rows])
+            if high > low:
+                yield batch.take(pyarrow.array(wanted[low:high] - at)).column("text").to_pylist()
+            at += batch.num_rows
 
 
 def _first(indices: np.ndarray, sizes: np.ndarray, limit: int) -> np.ndarray:
@@ -160,9 +176,6 @@ def _first(indices: np.ndarray, sizes: np.ndarray, limit: int) -> np.ndarray:
     return indices[: max(1, int(np.searchsorted(np.cumsum(sizes[indices]), limit, side="right")))]
 
 
-def _encode(tokenizer: PreTrainedTokenizerFast, table: datasets.Dataset) -> Iterator[tuple[list[list[int]], int]]:
-    # "<|bos|>" typed in a text is seven characters, not the token
-    tokenizer.backend_tokenizer.encode_special_tokens = True
-    for batch in table.iter(BATCH):
-        encoded = tokenizer.backend_tokenizer.encode_batch_fast(batch["text"])
-        yield [e.ids for e in encoded], sum(batch["bytes"])
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

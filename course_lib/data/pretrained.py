@@ -1,0 +1,55 @@
+"""Industrial models to compare with: unpacked from their packages into folders that `from_pretrained` loads."""
+
+import zipfile
+from pathlib import Path
+
+import torch
+
+from course_lib import assets, progress
+from course_lib.errors import CourseError, unknown
+from course_lib.storage import new_folder
+
+PRETRAINED = ("minilm", "smollm2")
+
+
+def folder(name: str) -> Path:
+    """The local folder of a pretrained model: `minilm` (a sentence encoder) or `smollm2` (an instructed decoder).
+
+    Made once, on first use; smollm2 is converted from 4-bit GGUF to float32 safetensors (0.5 GB).
+    """
+    if name not in PRETRAINED:
+        raise unknown("pretrained model", name, PRETRAINED)
+    target = assets.cache_dir() / "models" / name
+    if not target.exists():
+        (member,) = assets.get(name).members
+        with zipfile.ZipFile(assets.fetch(name)) as archive, new_folder(target) as scratch:
+            if name == "minilm":
+                for inner in archive.namelist():
+                    if inner.startswith(member) and not inner.endswith("/"):
+                        copy = scratch / inner.removeprefix(member)
+                        copy.parent.mkdir(exist_ok=True)
+                        copy.write_bytes(archive.read(inner))
+            else:
+                _convert_gguf(archive, member, scratch)
+    return target
+
+
+def _convert_gguf(archive: zipfile.ZipFile, member: str, target: Path) -> None:
+    from importlib.util import find_spec
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    if missing := [package for package in ("gguf", "accelerate") if find_spec(package) is None]:
+        raise CourseError(f"Converting this model needs `pip install {' '.join(missing)}`.")
+    progress.hush_transformers()
+    packed = target / Path(member).name
+    packed.write_bytes(archive.read(member))
+    plain = GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        target, gguf_file=packed.name, dtype=torch.float32, quantization_config=plain
+    )
+    # The file says right, which breaks batched generation.
+    tokenizer = AutoTokenizer.from_pretrained(target, gguf_file=packed.name, padding_side="left")
+    packed.unlink()
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)

@@ -63,9 +63,10 @@ def parser() -> argparse.ArgumentParser:
     _training_options(command("cram", _cram, "Corpus to trained model, score and samples, within a budget."))
     _training_options(command("pretrain", _pretrain, "Train a decoder within a budget; no samples, no report."))
     _sample_options(command("sample", _sample, "Let a trained model continue a prompt."))
-    data = command("data", _data, "List, describe or fetch the registered datasets; `card` prints the book's page.")
-    data.add_argument("action", choices=["list", "show", "fetch", "card"])
-    data.add_argument("name", nargs="?", help="a name from `data list`")
+    data = command("data", _data, "The registered datasets; `report` says what is wrong with a corpus.")
+    data.add_argument("action", choices=["list", "show", "fetch", "card", "report"], help="`card` is the book's page")
+    data.add_argument("name", nargs="?", help="a name from `data list`; for report also a file, folder or glob")
+    data.add_argument("--encoding", default="utf-8", help="of text files (default: %(default)s)")
     command("doctor", _doctor, "Check this machine, and say what it will manage.")
     return top
 
@@ -167,6 +168,9 @@ def _data(options: argparse.Namespace, started: float) -> None:
         return
     if not options.name:
         raise CourseError(f"Which dataset? `data {options.action} NAME`; `data list` shows the names.")
+    if options.action == "report":
+        _report(options)
+        return
     if options.name not in known:
         raise unknown("dataset", options.name, known)
     if options.action == "fetch":
@@ -176,6 +180,14 @@ def _data(options: argparse.Namespace, started: float) -> None:
     facts = [dataclasses.asdict(assets.get(asset)) for asset in known[options.name]]
     lines = [f"{k:<16}{', '.join(v) if isinstance(v, tuple) else v}" for fact in facts for k, v in fact.items()]
     _print(options, facts, "\n".join(lines) or "Made from installed packages; nothing to fetch.")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from course_lib.data.report import report
+
+    found = report(options.name, _log(options), options.encoding)
+    if options.json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
 
 
 def _doctor(options: argparse.Namespace, started: float) -> int:

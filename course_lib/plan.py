@@ -1,18 +1,25 @@
 """What fits into a budget: the size of the model, its micro-batch, and how many tokens it will see."""
 
+import copy
+import statistics
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise, repeat
 
 import torch
 from transformers import PreTrainedModel
 
 from course_lib import models
+from course_lib.budget import Budget, WorkClock
 from course_lib.device import Device
 from course_lib.errors import CourseError
-from course_lib.objectives import CausalLM
+from course_lib.loop import train
+from course_lib.objectives import Batch, CausalLM
 from course_lib.precision import Precision
 
-PROBE_STEPS = 3
+OptimizersFor = Callable[[PreTrainedModel], Sequence[torch.optim.Optimizer]]
+PROBE_STEPS = 6
 SLACK = 2.0  # a model of twice the rule's size still wins at five minutes on two cores (book/lab-log.md)
 
 
@@ -24,7 +31,7 @@ class Plan:
     parameters: int
     step_tokens: int
     micro_rows: int
-    tokens_per_second: float  # probed: forward and backward, without the optimizer
+    tokens_per_second: float  # probed with whole optimizer steps
     flops_per_token: int
 
 
@@ -52,33 +59,45 @@ def matmul_flops(device: Device, width: int = 512, repeats: int = 8) -> float:
 
 
 def probe(
-    model: PreTrainedModel, context: int, step_rows: int, device: Device, precision: Precision
+    model: PreTrainedModel, optimizers: OptimizersFor, context: int, step_rows: int, precision: Precision
 ) -> tuple[int, float]:
-    """(micro-batch rows that fit, tokens/s of forward + backward). Halves the micro-batch when memory runs out."""
-    rows, objective = step_rows, CausalLM()
+    """(micro-batch rows that fit, tokens/s of whole steps), tried on a copy of the model.
+
+    Halves the micro-batch when memory runs out; accumulation keeps the step at `step_rows` rows.
+    """
+    rows = step_rows
+    ids = torch.randint(model.config.vocab_size, (step_rows, context), generator=torch.Generator().manual_seed(0))
     while True:
-        ids = torch.randint(model.config.vocab_size, (rows, context), device=device.torch)
+        step = [{"input_ids": part, "labels": part} for part in ids.split(rows)]
         try:
-            rates = []
-            for _ in range(PROBE_STEPS):
-                started = time.perf_counter()
-                with precision.autocast():
-                    loss = objective(model, {"input_ids": ids, "labels": ids})["clm"] / ids.numel()
-                loss.backward()
-                loss.item()
-                rates.append(rows * context / (time.perf_counter() - started))
-            return rows, max(rates)
+            return rows, step_rows * context / _seconds_per_step(copy.deepcopy(model), optimizers, step, precision)
         except torch.OutOfMemoryError:
             if rows == 1:
                 raise CourseError("Not even one row fits into memory. Use a smaller --size or --context.") from None
             rows = (rows + 1) // 2
-        finally:
-            model.zero_grad(set_to_none=True)
 
 
-def make(size: str, model: PreTrainedModel, context: int, step_rows: int, device: Device, precision: Precision) -> Plan:
+def _seconds_per_step(
+    model: PreTrainedModel, optimizers: OptimizersFor, step: list[Batch], precision: Precision
+) -> float:
+    fresh = Precision(precision.kind, precision.dtype)  # the real one's loss scale stays untouched
+    stamps = [time.perf_counter()]
+    budget = Budget(WorkClock(float("inf")))
+    for _ in train(model, repeat(step, PROBE_STEPS), CausalLM(), optimizers(model), lambda _: 1e-6, fresh, budget):
+        stamps.append(time.perf_counter())
+    return statistics.median(after - before for before, after in pairwise(stamps))
+
+
+def make(
+    size: str,
+    model: PreTrainedModel,
+    optimizers: OptimizersFor,
+    context: int,
+    step_rows: int,
+    precision: Precision,
+) -> Plan:
     """Probe the model and say what a second buys."""
-    micro_rows, rate = probe(model, context, step_rows, device, precision)
+    micro_rows, rate = probe(model, optimizers, context, step_rows, precision)
     return Plan(
         size=size,
         parameters=models.count_parameters(model),

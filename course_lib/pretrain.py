@@ -86,7 +86,7 @@ def pretrain(
     where, fetching = device.pick(config.device), Timer()
     settings = _resolve(config, where)
     with fetching("fetch"):
-        corpus = corpora.load(settings.corpus)
+        corpus = corpora.load(settings.corpus, settings.encoding)
     started += fetching.seconds["fetch"]  # downloads are the one thing outside the budget
     run = None if fresh else _unfinished(config, runs, run_id)
     run = run or _new_run(config, settings, where, runs, run_id)
@@ -121,6 +121,7 @@ def _set_up(
         training.load_state_dict(state)
         log(f"Continuing {run.folder} at {training.budget.progress:.0%} of its budget.")
     run.rewind(training.step)
+    run.update(status="running")
     log(_intention(run))
     return data, training
 
@@ -129,7 +130,7 @@ def _unfinished(config: Config, runs: Path, run_id: str | None) -> Run | None:
     """The run that this config began and did not end, if any."""
     for path in sorted(runs.glob("*/run.json")):
         run = Run.open(path.parent)
-        ours = run.info["config"] == asdict(config) and run_id in (None, run.folder.name)
+        ours = run.info.get("config") == asdict(config) and run_id in (None, run.folder.name)
         if ours and run.info["status"] != "finished" and run.acquire():
             return run
     return None
@@ -183,8 +184,12 @@ def _build(run: Run, settings: Config, data: prepare.Prepared, where: device.Dev
     shape = replace(models.size(settings.size), context=settings.context)
     model = models.decoder(shape, len(tokenizer), tokenizer.bos_token_id, tokenizer.pad_token_id).to(where.torch)
     step_rows = max(1, settings.step_tokens // settings.context)
+
+    def optimizers(trained: Any) -> list[torch.optim.Optimizer]:
+        return optim.build(trained, settings.optimizer, settings.matrix_lr, settings.lr, settings.weight_decay)
+
     if "plan" not in run.info:
-        intended = plan.make(settings.size, model, settings.context, step_rows, where, precision)
+        intended = plan.make(settings.size, model, optimizers, settings.context, step_rows, precision)
         seconds = _training_seconds(settings, intended, data, started)
         tokens = settings.tokens or round(intended.tokens_per_second * seconds)
         run.update(plan={**asdict(intended), "seconds": round(seconds, 3), "tokens": tokens})
@@ -193,9 +198,8 @@ def _build(run: Run, settings: Config, data: prepare.Prepared, where: device.Dev
         clock = WorkClock(settings.tokens)
     if settings.replay:
         clock = ReplayClock([row["progress"] for row in Run.open(Path(settings.replay)).metrics()])
-    optimizers = optim.build(model, settings.optimizer, settings.matrix_lr, settings.lr, settings.weight_decay)
     loader = pack.Loader(data.train, settings.context, step_rows, run.info["plan"]["micro_rows"], settings.seed)
-    return Training(model, optimizers, loader, precision, Budget(clock))
+    return Training(model, optimizers(model), loader, precision, Budget(clock))
 
 
 def _training_seconds(settings: Config, intended: plan.Plan, data: prepare.Prepared, started: float) -> float:

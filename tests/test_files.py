@@ -27,45 +27,48 @@ def write(path, kind):
 def test_every_format_gives_the_same_documents(tmp_path, kind):
     path = tmp_path / f"some.{kind}"
     write(path, kind)
-    assert list(files.read(path)) == TEXTS
+    assert list(files.documents(path)) == TEXTS
 
 
 def test_a_text_file_is_cut_at_blank_lines_and_loses_nothing(tmp_path):
     path = tmp_path / "book.txt"
     paragraphs = [f"Paragraph {i}. " + "word " * 100 + "\n\n" for i in range(100)]
     path.write_text("".join(paragraphs), encoding="utf-8")
-    pieces = list(files.read(path))
+    pieces = list(files.documents(path))
     assert "".join(pieces) == "".join(paragraphs)
     assert len(pieces) > 5
     assert all(len(p) <= 2 * files.PIECE + 600 for p in pieces)
     assert all(p.startswith("Paragraph") or p.startswith("\n") for p in pieces)
 
 
-def test_one_line_of_five_megabytes_is_cut(tmp_path):
+def test_one_line_of_50_megabytes_is_cut(tmp_path):
     path = tmp_path / "line.txt"
-    path.write_text("x" * 5_000_000)
-    pieces = list(files.read(path))
-    assert sum(map(len, pieces)) == 5_000_000
+    path.write_text("x" * 50_000_000)
+    pieces = list(files.documents(path))
+    assert sum(map(len, pieces)) == 50_000_000
     assert max(map(len, pieces)) <= 4 * files.PIECE
 
 
 def test_windows_line_ends_a_byte_order_mark_and_x85(tmp_path):
     path = tmp_path / "windows.txt"
     path.write_bytes("\ufeffone\r\ntwo\x85still two\r\n".encode())
-    assert list(files.read(path)) == ["one\ntwo\x85still two\n"]
+    assert list(files.documents(path)) == ["one\ntwo\x85still two\n"]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("a.txt", b"\x00\x01\x02" * 50, "binary"),
-        ("a.txt", "naïve".encode("latin-1"), "not UTF-8 (byte 2)"),
+        ("a.txt", "naïve café, déjà vu à l'été".encode("latin-1"), "is not utf-8"),
         ("a.pdf", b"%PDF", "not one of txt"),
         ("a.csv", b"", "is empty"),
         ("a.csv", b"id,title\n1,x\n", "no text column: it has id, title"),
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', "line 2: not JSON"),
-        ("a.jsonl", b'{"text": 3}\n', "line 1: no text"),
-        ("a.jsonl", b"[1, 2]\n", "line 1: no text"),
+        ("a.jsonl", b'{"text": 3}\n', "row 1: the text is a int"),
+        ("a.jsonl", b"[1, 2]\n", "line 1: not an object"),
+        ("a.csv", b"id,text\n1,x\n2\n", "line 3: not 2 columns"),
+        ("a.csv", b"id,text\n1,x,y\n", "line 2: not 2 columns"),
+        ("a.csv", b'id,text\n1,"x\n', "line 2: unexpected end of data"),
         ("a.parquet", b"PAR1 not really", "not a valid parquet"),
     ],
 )
@@ -73,7 +76,7 @@ def test_bad_files_are_named_with_the_reason(tmp_path, name, content, message):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(CourseError) as error:
-        list(files.read(path))
+        list(files.documents(path))
     assert message in str(error.value)
     assert str(path) in str(error.value)
 
@@ -103,3 +106,73 @@ def test_the_docs_corpus_needs_no_download():
 def test_unknown_corpora_name_the_nearest():
     with pytest.raises(CourseError, match="Did you mean movie_reviews"):
         corpora.load("movie-reviews")
+
+
+def test_other_encodings_are_named_by_the_user_and_guessed_only_in_the_advice(tmp_path):
+    path = tmp_path / "old.txt"
+    text = "这部电影很好看，演员的表演也不错。\n" * 50
+    path.write_bytes(text.encode("gb18030"))
+    assert "".join(files.documents(path, "gb18030")) == text
+    with pytest.raises(CourseError, match=r"is not utf-8.*It looks like \w+: if so, add --encoding"):
+        list(files.documents(path))
+    with pytest.raises(CourseError, match="no encoding called 'klingon'"):
+        list(files.documents(path, "klingon"))
+    path.write_bytes(text.encode("utf-16"))  # has a byte order mark, so nothing is guessed
+    assert "".join(files.documents(path)) == text
+
+
+def test_nul_bytes_beyond_the_probe_are_cleaned_away(tmp_path):
+    from course_lib.data.clean import clean
+
+    path = tmp_path / "late.txt"
+    path.write_bytes(b"word " * 20_000 + b"be\x00fore")
+    assert clean("".join(files.documents(path))).endswith("word before")
+
+
+def test_a_folder_or_an_unreadable_file_instead_of_a_file(tmp_path, monkeypatch):
+    (tmp_path / "folder.txt").mkdir()
+    with pytest.raises(CourseError, match="Is a directory"):
+        list(files.documents(tmp_path / "folder.txt"))
+    locked = tmp_path / "locked.csv"
+    locked.write_text("text\nx\n")
+
+    def refuse(*arguments, **keywords):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(files.Path, "open", refuse)  # tests may run as root, whom no mode stops
+    with pytest.raises(CourseError, match=r"Cannot read .*locked.csv: Permission denied"):
+        list(files.documents(locked))
+
+
+def test_a_table_keeps_its_columns_and_refuses_repeated_ids(tmp_path):
+    for kind in ("jsonl", "csv", "tsv", "parquet"):
+        write(tmp_path / f"some.{kind}", kind)
+        table = files.table(str(tmp_path / f"some.{kind}"))
+        assert table["text"][:] == TEXTS
+        assert [str(i) for i in table["id"]] == ["0", "1", "2"]
+    with pytest.raises(CourseError, match=r"some.tsv, row 1: the id '0' was used before, in .*some.csv, row 1"):
+        files.table(str(tmp_path / "some.*sv"))
+    (tmp_path / "none.jsonl").write_text("\n")
+    with pytest.raises(CourseError, match="has no rows"):
+        files.table(str(tmp_path / "none.jsonl"))
+
+
+def test_conll_columns(tmp_path):
+    path = tmp_path / "some.conll"
+    path.write_bytes(
+        "\ufeff-DOCSTART- O\r\n\r\n# a comment\r\nAnna\tNNP\tB-PER\r\nvan\x85Dyk\tNNP\tI-PER\r\n\r\n\r\n"
+        "in\tIN\tO\r\nNew\u00a0York\tNNP\tB-LOC".encode()
+    )
+    assert list(files.conll(path)) == [
+        {"tokens": ["Anna", "van\x85Dyk"], "tags": ["B-PER", "I-PER"]},
+        {"tokens": ["in", "New\u00a0York"], "tags": ["O", "B-LOC"]},
+    ]
+    path.write_text("Anna NNP B-PER\nDyk I-PER\n")
+    with pytest.raises(CourseError, match="line 2: 2 columns, expected 3"):
+        files.conll(path)
+    path.write_text("Anna\n")
+    with pytest.raises(CourseError, match="line 1: 1 columns, expected 2"):
+        files.conll(path)
+    path.write_text("\n\n")
+    with pytest.raises(CourseError, match="is empty"):
+        files.conll(path)

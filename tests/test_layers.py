@@ -28,6 +28,7 @@ LAYERS = [
         "data.corpora",
         "data.pack",
         "data.prepare",
+        "data.report",
     ],
     ["schedule", "precision", "objectives", "optim"],
     ["record", "checkpoint", "loop"],

@@ -7,9 +7,9 @@ import pytest
 from datasets import Dataset
 
 from course_lib import assets
-from course_lib.data import card, clean, corpora, library, pretrained
+from course_lib.data import card, clean, corpora, library, pretrained, report
 from course_lib.errors import CourseError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, make_text
 
 COUNTS = {
     "movie_reviews": {"train": 30_100, "valid": 1_663, "test": 1_669},
@@ -166,6 +166,48 @@ def test_smollm2_answers():
     with torch.no_grad():
         out = model.generate(ids, max_new_tokens=3, do_sample=False)
     assert "Paris" in tokenizer.decode(out[0])
+
+
+def test_the_hub_is_the_second_mirror_of_a_model(monkeypatch, cache):
+    """hub: not run here; the client is replaced, the fall-back is real."""
+    import huggingface_hub
+
+    def refuse(name):
+        raise CourseError("No index.")
+
+    def download(repository, local_dir, allow_patterns):
+        (local_dir / "config.json").write_text(repository)
+
+    monkeypatch.setenv("COURSE_CACHE", str(cache))
+    monkeypatch.setattr(assets, "fetch", refuse)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert (pretrained.folder("minilm") / "config.json").read_text() == "sentence-transformers/all-MiniLM-L6-v2"
+
+    def offline(*arguments, **keywords):
+        raise OSError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(CourseError, match="No index. The Hugging Face hub did not serve"):
+        pretrained.folder("smollm2")
+    assert [p.name for p in (cache / "models").iterdir()] == ["minilm"]
+
+
+def test_a_report_finds_what_was_planted(tmp_path):
+    held_out = library.load("movie_reviews", "test")["text"][:5]
+    padded = [f"Somebody copied this: {text}" for text in held_out]
+    texts = [make_text(i) for i in range(200)] + [make_text(3)] * 4 + padded + ["short"]
+    path = tmp_path / "mixed.jsonl"
+    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts), encoding="utf-8")
+    found = report.report(str(path), lambda line: None)
+    assert found["length"].endswith("1 of 210 removed (0.5%)")
+    assert "4 of 209 removed" in found["exact"]
+    train = sum(clean.split_of(clean.document_hash(clean.clean(t))) == "train" for t in padded)
+    assert (
+        f"held out in movie_reviews: {train} of 1,669 texts at least half contained" in found["overlap movie_reviews"]
+    )
+    assert set(found) == {"length", "exact", "near"} | {
+        f"overlap {n}" for n in ("movie_reviews", "docs", "wiki_leads", "peoples_daily", "zh_reviews", "nyt_sentences")
+    }
 
 
 def test_unknown_models_are_refused():

@@ -1,3 +1,4 @@
+import copy
 import lzma
 import math
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from course_lib import evaluate, models, plan, sample
+from course_lib import evaluate, models, optim, plan, sample
 from course_lib.data.pack import Packed
 from course_lib.errors import CourseError
 from course_lib.objectives import CausalLM
@@ -132,7 +133,7 @@ def test_bigger_budgets_choose_bigger_models(monkeypatch, cpu):
     assert plan.choose_size(cpu, 86400) == "base"
 
 
-def test_the_probe_halves_the_micro_batch_until_it_fits(tiny_model, cpu, monkeypatch):
+def test_the_probe_halves_the_micro_batch_until_it_fits(tiny_model, monkeypatch):
     tried = []
 
     class Hungry(CausalLM):
@@ -143,8 +144,10 @@ def test_the_probe_halves_the_micro_batch_until_it_fits(tiny_model, cpu, monkeyp
             return super().__call__(model, batch)
 
     monkeypatch.setattr(plan, "CausalLM", Hungry)
-    rows, rate = plan.probe(tiny_model, 16, 13, cpu, FLOAT32)
+    before = copy.deepcopy(tiny_model.state_dict())
+    rows, rate = plan.probe(tiny_model, lambda m: optim.build(m, "muon", 0.02, 0.01), 16, 13, FLOAT32)
     assert rows == 2
     assert rate > 0
-    assert list(dict.fromkeys(tried)) == [13, 7, 4, 2]
-    assert all(p.grad is None for p in tiny_model.parameters())
+    assert list(dict.fromkeys(tried))[:4] == [13, 7, 4, 2]
+    assert sum(tried[3:]) == plan.PROBE_STEPS * 13  # accumulation: 13 rows a step all the same
+    assert all(torch.equal(value, before[name]) for name, value in tiny_model.state_dict().items())

@@ -25,8 +25,11 @@ def names() -> list[str]:
     return [name for name, entry in library.DATASETS.items() if "text" in entry.features]
 
 
-def load(spec: str) -> Corpus:
-    """A corpus by name (`movie_reviews+wiki_leads` joins two), or a file, folder or glob. Fetches what is missing."""
+def load(spec: str, encoding: str = "utf-8") -> Corpus:
+    """A corpus by name (`movie_reviews+wiki_leads` joins two), or a file, folder or glob. Fetches what is missing.
+
+    `encoding` is that of the files.
+    """
     parts = spec.split("+")
     if all(part in names() for part in parts):
         return _registered(parts)
@@ -36,11 +39,12 @@ def load(spec: str) -> Corpus:
         raise unknown("corpus", next(part for part in parts if part not in names()), names())
     paths = files.find(spec)
     state = "\n".join(f"{p.resolve()} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in paths)
+    state += f"\n{encoding}"
     stem = paths[0].stem if len(paths) == 1 else paths[0].parent.resolve().name
 
     def documents() -> Iterator[str]:
         for path in paths:
-            yield from files.read(path)
+            yield from files.documents(path, encoding)
 
     return Corpus(stem, documents, hashlib.sha256(state.encode()).hexdigest(), "the user's own")
 

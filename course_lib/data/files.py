@@ -1,17 +1,24 @@
-"""A user's own text: txt, jsonl, csv, tsv and parquet files, a folder or a glob."""
+"""A user's own files: txt, md, jsonl, csv, tsv, parquet and CoNLL columns; one file, a folder or a glob.
 
+Text is UTF-8 unless another encoding is named; nothing is ever decoded by guessing. Lines end at LF, CRLF or CR and
+nowhere else (not at U+0085 or U+2028, where `str.splitlines` would cut).
+"""
+
+import codecs
 import csv
 import glob
 import json
-import sys
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from course_lib.errors import CourseError
 
 PIECE = 4_000  # characters; a longer text file is cut into documents of about this size at line ends
-FORMATS = ("txt", "md", "jsonl", "csv", "tsv", "parquet")
+TABLES = ("jsonl", "csv", "tsv", "parquet")
+FORMATS = ("txt", "md", *TABLES)
 TEXT_COLUMNS = ("text", "content", "document", "body", "review", "sentence")
 
 
@@ -21,7 +28,7 @@ def find(spec: str) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = [p for p in sorted(path.rglob("*")) if p.is_file() and p.suffix.lstrip(".").lower() in FORMATS]
+        found = [p for p in sorted(path.rglob("*")) if p.is_file() and _kind(p) in FORMATS]
         if not found:
             raise CourseError(f"The folder {path} holds no {', '.join(FORMATS)} file.")
         return found
@@ -31,29 +38,83 @@ def find(spec: str) -> list[Path]:
     return found
 
 
-def read(path: Path) -> Iterator[str]:
-    """The documents of one file."""
-    kind = path.suffix.lstrip(".").lower()
-    if kind not in FORMATS:
+def documents(path: Path, encoding: str = "utf-8") -> Iterator[str]:
+    """The texts of one file: pieces of a text file, or the text column of a table."""
+    if _kind(path) in TABLES:
+        for number, row in enumerate(rows(path, encoding), 1):
+            text = row[text_column(path, list(row))]
+            if not isinstance(text, str | None):
+                raise CourseError(f"{path}, row {number}: the text is a {type(text).__name__}, not a string.")
+            yield text or ""
+    elif _kind(path) in FORMATS:
+        yield from pieces(lines(path, encoding))
+    else:
         raise CourseError(f"{path} is not one of {', '.join(FORMATS)}. Convert it, or rename it if it is plain text.")
-    try:
-        if kind == "parquet":
-            yield from _parquet(path)
-        elif kind in ("csv", "tsv"):
-            yield from _table(path, "\t" if kind == "tsv" else ",")
-        elif kind == "jsonl":
-            yield from _jsonl(path)
-        else:
-            yield from pieces(_lines(path))
-    except OSError as error:
-        raise CourseError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
-def pieces(lines: Iterator[str]) -> Iterator[str]:
+def rows(path: Path, encoding: str = "utf-8") -> Iterator[dict[str, Any]]:
+    """The rows of a table with all their columns."""
+    kind = _kind(path)
+    if kind == "parquet":
+        yield from _parquet(path)
+    elif kind == "jsonl":
+        yield from _jsonl(path, encoding)
+    elif kind in ("csv", "tsv"):
+        yield from _csv(path, "\t" if kind == "tsv" else ",", encoding)
+    else:
+        raise CourseError(f"{path} is not a table ({', '.join(TABLES)}).")
+
+
+def table(spec: str, encoding: str = "utf-8") -> Any:
+    """All rows of a file, folder or glob as a `datasets.Dataset`. An `id` column must not repeat a value."""
+    from datasets import Dataset
+
+    seen: dict[Any, str] = {}
+    found = []
+    for path in find(spec):
+        for number, row in enumerate(rows(path, encoding), 1):
+            where = f"{path}, row {number}"
+            if "id" in row and seen.setdefault(row["id"], where) != where:
+                raise CourseError(f"{where}: the id '{row['id']}' was used before, in {seen[row['id']]}.")
+            found.append(row)
+    if not found:
+        raise CourseError(f"'{spec}' has no rows.")
+    return Dataset.from_list(found)
+
+
+def conll(path: Path, encoding: str = "utf-8") -> Any:
+    """Sentences of a CoNLL file as a Dataset of `tokens` and `tags` (first and last column), both lists of strings.
+
+    Columns are separated by tabs or blanks, sentences by empty lines; `-DOCSTART-` lines and `# comments` are left out.
+    """
+    from datasets import Dataset
+
+    sentences: list[dict[str, list[str]]] = []
+    tokens: list[str] = []
+    tags: list[str] = []
+    width = 0
+    for number, line in enumerate(chain(lines(path, encoding), [""]), 1):
+        columns = re.split(r"\t" if "\t" in line else r" +", line.strip(" \t\n"))
+        if columns == [""]:
+            if tokens:
+                sentences.append({"tokens": tokens, "tags": tags})
+                tokens, tags = [], []
+        elif columns[0] != "-DOCSTART-" and not (line.startswith("# ") or line == "#\n"):
+            width = width or len(columns)
+            if len(columns) != width or width < 2 or not columns[0]:
+                raise CourseError(f"{path}, line {number}: {len(columns)} columns, expected {max(width, 2)}.")
+            tokens.append(columns[0])
+            tags.append(columns[-1])
+    if not sentences:
+        raise CourseError(f"{path} is empty.")
+    return Dataset.from_list(sentences)
+
+
+def pieces(parts: Iterable[str]) -> Iterator[str]:
     """Join lines into documents of about `PIECE` characters, ending at a blank line if one comes in time."""
     held: list[str] = []
     size = 0
-    for line in chain.from_iterable(_short(line) for line in lines):
+    for line in chain.from_iterable(_short(line) for line in parts):
         if size >= 2 * PIECE or (size >= PIECE and not line.strip()):
             yield "".join(held)
             held, size = [], 0
@@ -63,23 +124,25 @@ def pieces(lines: Iterator[str]) -> Iterator[str]:
         yield "".join(held)
 
 
-def _short(line: str) -> Iterator[str]:
-    for start in range(0, len(line), 2 * PIECE):
-        yield line[start : start + 2 * PIECE]
-
-
-def _lines(path: Path) -> Iterator[str]:
-    with path.open("rb") as probe:
-        if b"\x00" in probe.read(65_536):
-            raise CourseError(f"{path} is a binary file, not text.")
+def lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
+    """Lines with their ends normalised to LF and no byte order mark; refuses binary files and wrong encodings."""
     try:
-        # newline=None would not split at \x85 or U+2028 either; csv and jsonl rely on that
-        with path.open(encoding="utf-8-sig", newline=None) as file:
+        with path.open("rb") as probe:
+            start = probe.read(65_536)
+        if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            encoding = "utf-16"
+        elif b"\x00" in start and not encoding.lower().startswith(("utf-16", "utf16", "utf-32", "utf32")):
+            raise CourseError(f"{path} is a binary file, not text.")
+        with path.open(encoding="utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding) as file:
             yield from file
+    except LookupError:
+        raise CourseError(f"There is no encoding called '{encoding}'; try utf-8, cp1252 or gb18030.") from None
     except UnicodeDecodeError as error:
         raise CourseError(
-            f"{path} is not UTF-8 (byte {error.start}). Convert it first: `iconv -f ENCODING -t UTF-8`."
+            f"{path} is not {encoding} (near byte {error.start} of a block: {error.reason}). {_guess(path)}"
         ) from error
+    except OSError as error:
+        raise CourseError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
 def text_column(path: Path | str, names: list[str]) -> str:
@@ -92,38 +155,65 @@ def text_column(path: Path | str, names: list[str]) -> str:
     raise CourseError(f"{path} has no text column: it has {', '.join(names)}; name one of them 'text'.")
 
 
-def _table(path: Path, delimiter: str) -> Iterator[str]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    rows = csv.DictReader(_lines(path), delimiter=delimiter)
-    if not rows.fieldnames:
-        raise CourseError(f"{path} is empty.")
-    column = text_column(path, list(rows.fieldnames))
-    for row in rows:
-        yield row[column] or ""
+def _kind(path: Path) -> str:
+    return path.suffix.lstrip(".").lower()
 
 
-def _jsonl(path: Path) -> Iterator[str]:
-    for number, line in enumerate(_lines(path), 1):
+def _guess(path: Path) -> str:
+    """Advice on the encoding, for the user to decide: detection is often wrong on short texts."""
+    from charset_normalizer import from_bytes
+
+    with path.open("rb") as file:
+        best = from_bytes(file.read(200_000)).best()
+    return (
+        f"It looks like {best.encoding}: if so, add --encoding {best.encoding}." if best else "Name it with --encoding."
+    )
+
+
+def _short(line: str) -> Iterator[str]:
+    for start in range(0, len(line), 2 * PIECE):
+        yield line[start : start + 2 * PIECE]
+
+
+def _csv(path: Path, delimiter: str, encoding: str) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.DictReader(lines(path, encoding), delimiter=delimiter, strict=True)
+    try:
+        if not reader.fieldnames:
+            raise CourseError(f"{path} is empty.")
+        for row in reader:
+            if None in row or None in row.values():
+                raise CourseError(
+                    f"{path}, line {reader.line_num}: not {len(reader.fieldnames)} columns as in its first line."
+                )
+            yield row
+    except csv.Error as error:
+        raise CourseError(f"{path}, line {reader.line_num}: {error}.") from error
+
+
+def _jsonl(path: Path, encoding: str) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines(path, encoding), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise CourseError(f"{path}, line {number}: not JSON ({error.msg}).") from error
-        text = row if isinstance(row, str) else row.get(text_column(path, list(row))) if isinstance(row, dict) else None
-        if not isinstance(text, str):
-            raise CourseError(f'{path}, line {number}: no text; expected {{"text": "…"}}.')
-        yield text
+        if isinstance(row, str):
+            row = {"text": row}
+        if not isinstance(row, dict) or not row:
+            raise CourseError(f'{path}, line {number}: not an object like {{"text": "…"}}.')
+        yield row
 
 
-def _parquet(path: Path) -> Iterator[str]:
+def _parquet(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow
     import pyarrow.parquet as parquet
 
     try:
-        file = parquet.ParquetFile(path)
+        for batch in parquet.ParquetFile(path).iter_batches():
+            yield from batch.to_pylist()
     except pyarrow.ArrowInvalid as error:
         raise CourseError(f"{path} is not a valid parquet file.") from error
-    column = text_column(path, file.schema_arrow.names)
-    for batch in file.iter_batches(columns=[column]):
-        yield from (text or "" for text in batch.column(0).to_pylist())
+    except OSError as error:
+        raise CourseError(f"Cannot read {path}: {error.strerror or error}.") from error

@@ -4,7 +4,7 @@ Each step is a pure function from texts to (texts that stay, report); the report
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,7 +106,7 @@ class Overlap:
         )
 
 
-def contamination(training: Iterable[str], evaluation: dict[str, Sequence[str]], n: int = 8) -> dict[str, Overlap]:
+def contamination(training: Iterable[str], evaluation: Mapping[str, Sequence[str]], n: int = 8) -> dict[str, Overlap]:
     """n-gram overlap of each evaluation set with the training text; one pass, memory of the evaluation sets' size."""
     grams = {name: [[hash(g) for g in ngrams(text, n)] for text in texts] for name, texts in evaluation.items()}
     asked = {g for texts in grams.values() for text in texts for g in text}

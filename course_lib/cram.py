@@ -47,7 +47,7 @@ def report(run: Run) -> str:
         text = f"{shown['prompt']} ▸{shown['text']}".replace("\n", " ")
         lines += [*textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent="  "), ""]
     lines += [
-        f"{result['bits_per_byte']:.3f} bits per byte on held-out text (the file compressor xz -9 needs "
+        f"{result['scores']['bits_per_byte']:.3f} bits per byte on held-out text (the file compressor xz -9 needs "
         f"{result['xz_bits_per_byte']:.2f}).",
         f"Model, tokenizer and record: {run.folder}",
         f'Write more:  python -m course_lib sample --run {run.folder} --prompt "…"',

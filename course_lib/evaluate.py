@@ -2,12 +2,15 @@
 
 import lzma
 import math
+from collections import Counter
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from course_lib.batches import Transform, split
 from course_lib.data.pack import Packed
+from course_lib.objectives import Objective
 from course_lib.precision import Precision
 
 
@@ -39,6 +42,33 @@ def bits_per_byte(
         scored[1 if at == 0 else 0 :, :half] = False  # seen by the window before; the very first window has none
         nats += float(loss[scored].double().sum())
     return nats / math.log(2) / packed.bytes
+
+
+@torch.no_grad()
+def losses(
+    model: nn.Module,
+    objective: Objective,
+    transform: Transform,
+    packed: Packed,
+    context: int,
+    precision: Precision,
+    batch_rows: int = 32,
+) -> dict[str, float]:
+    """Mean held-out loss per target and term, nats. `transform` decides what is masked (see `recipes`).
+
+    All rows are transformed at once, so that the masks do not depend on `batch_rows`.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    rows = torch.stack([packed.row(i, context) for i in range(packed.rows(context))])
+    sums: Counter[str] = Counter()
+    targets: Counter[str] = Counter()
+    for batch in split(transform(rows, 1.0), batch_rows):
+        targets.update(objective.counts(batch))
+        with precision.autocast():
+            found = objective(model, {key: value.to(device) for key, value in batch.items()})
+        sums.update({term: float(loss) for term, loss in found.items()})
+    return {term: sums[term] / count for term, count in targets.items() if count}
 
 
 def xz_bits_per_byte(text: bytes) -> float:

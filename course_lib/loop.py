@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from course_lib import distributed
 from course_lib.budget import Budget
 from course_lib.errors import CourseError
 from course_lib.objectives import Batch, Objective
@@ -44,25 +45,28 @@ def train(
     """
     device = next(model.parameters()).device
     parameters = [p for p in model.parameters() if p.requires_grad]
+    world = distributed.world_size()
     budget.clock.start()
     skipped = 0
     for micro_batches in batches:
-        progress = budget.progress
+        progress = distributed.from_rank_0(budget.progress, device)
         if progress >= 1:
             break
         model.train()
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = group["initial_lr"] * schedule(progress)
-        targets: Counter[str] = Counter()
+        counts = Counter(tokens=sum(batch["input_ids"].numel() for batch in micro_batches))
         for batch in micro_batches:
-            targets.update(objective.counts(batch))
+            counts.update(objective.counts(batch))
+        targets = distributed.total(counts, device)
 
-        sums = {term: torch.zeros((), device=device) for term in targets}
+        sums = {term: torch.zeros((), device=device) for term in objective.weights}
         for batch in micro_batches:
             with precision.autocast():
                 losses = objective(model, {k: v.to(device, non_blocking=True) for k, v in batch.items()})
             # Scale before backward: dividing float16 gradients afterwards would be too late, they overflow.
-            scaled = [objective.weights[t] * loss / max(targets[t], 1) for t, loss in losses.items()]
+            # Engines average over processes, hence `world`.
+            scaled = [objective.weights[t] * world / max(targets[t], 1) * loss for t, loss in losses.items()]
             precision.backward(torch.stack(scaled).sum())
             for term, loss in losses.items():
                 sums[term] += loss.detach()
@@ -73,8 +77,10 @@ def train(
         skipped = 0 if taken else skipped + 1
         if skipped >= MAX_SKIPPED:
             raise CourseError(f"The gradient was not finite for {skipped} steps in a row. Lower the learning rate.")
-        tokens = sum(batch["input_ids"].numel() for batch in micro_batches)
-        budget.clock.tick(tokens)
-        means = {term: float(total) / max(targets[term], 1) for term, total in sums.items()}
-        yield Step(progress, means, norm, tokens, taken)
+        budget.clock.tick(int(targets["tokens"]))
+        means = {
+            t: value / max(targets[t], 1)
+            for t, value in distributed.total({t: s.item() for t, s in sums.items()}, device).items()
+        }
+        yield Step(progress, means, norm, int(targets["tokens"]), taken)
     budget.clock.pause()

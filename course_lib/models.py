@@ -1,21 +1,36 @@
 """Stock `transformers` architectures at sizes that one machine can train.
 
-A checkpoint needs nothing of this library: `AutoModelForCausalLM.from_pretrained` loads it.
+A checkpoint needs nothing of this library: `AutoModelForCausalLM.from_pretrained` (or `…MaskedLM`) loads it.
+Adding an architecture: a function below and a line in `ARCHITECTURES`.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    BertConfig,
+    BertForPreTraining,
+    GPT2Config,
+    GPT2LMHeadModel,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    NanoChatConfig,
+    NanoChatForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from course_lib.errors import unknown
 
 
 @dataclass(frozen=True)
 class Size:
-    """Shape of a decoder and the vocabulary that suits it."""
+    """Shape of a model and the vocabulary that suits it. `inner_parameters` are those of a Qwen3 decoder."""
 
     hidden: int
     layers: int
@@ -25,7 +40,7 @@ class Size:
 
     @property
     def intermediate(self) -> int:
-        """SwiGLU width: 8/3 of the hidden size, so three matrices weigh as much as the usual two of 4×."""
+        """Gated width: 8/3 of the hidden size, so three matrices weigh as much as the usual two of 4×."""
         return round(self.hidden * 8 / 3 / 32) * 32
 
     @property
@@ -51,26 +66,99 @@ def size(name: str) -> Size:
     return SIZES[name]
 
 
-def decoder(shape: Size, vocab_size: int, bos: int = 0, pad: int | None = None) -> PreTrainedModel:
-    """A Qwen3 decoder (RMSNorm before each block, rotary positions, QK-norm, SwiGLU), new weights."""
-    config = Qwen3Config(
-        vocab_size=vocab_size,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
-        head_dim=shape.hidden // shape.heads,
-        max_position_embeddings=shape.context,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-        tie_word_embeddings=False,
-        bos_token_id=bos,
-        eos_token_id=bos,
-        pad_token_id=pad,  # its embedding gets no gradient, so it must not be BOS
-    )
-    model = Qwen3ForCausalLM(config)
-    initialize(model)
+@dataclass(frozen=True)
+class Tokens:
+    """Ids that a config must know."""
+
+    vocab: int
+    bos: int = 0
+    sep: int | None = None
+    pad: int | None = None  # its embedding gets no gradient, so it must not be BOS
+
+
+def _common(shape: Size, tokens: Tokens) -> dict[str, Any]:
+    return {
+        "vocab_size": tokens.vocab,
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "max_position_embeddings": shape.context,
+        "bos_token_id": tokens.bos,
+        "eos_token_id": tokens.bos,
+        "pad_token_id": tokens.pad,
+    }
+
+
+def _qwen3(shape: Size, tokens: Tokens) -> PreTrainedModel:
+    """RMSNorm before each part, rotary positions, QK-norm, SwiGLU, untied head."""
+    heads = {"num_key_value_heads": shape.heads, "head_dim": shape.hidden // shape.heads}
+    rope = {"rope_type": "default", "rope_theta": 10_000.0}
+    common = _common(shape, tokens) | {"intermediate_size": shape.intermediate, "rope_parameters": rope}
+    return Qwen3ForCausalLM(Qwen3Config(**common, **heads, tie_word_embeddings=False))
+
+
+def _nanochat(shape: Size, tokens: Tokens) -> PreTrainedModel:
+    """Norms without weights, rotary positions, QK-norm, ReLU², softcapped logits, untied head."""
+    common = _common(shape, tokens) | {"intermediate_size": 4 * shape.hidden}
+    return NanoChatForCausalLM(NanoChatConfig(**common))
+
+
+def _gpt2(shape: Size, tokens: Tokens) -> PreTrainedModel:
+    """The classic baseline: LayerNorm, learned positions, GELU, tied head; no dropout in pretraining."""
+    config = GPT2Config(
+        vocab_size=tokens.vocab, n_embd=shape.hidden, n_layer=shape.layers, n_head=shape.heads,
+        n_positions=shape.context, bos_token_id=tokens.bos, eos_token_id=tokens.bos, pad_token_id=tokens.pad,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config)
+
+
+def _modernbert(shape: Size, tokens: Tokens) -> PreTrainedModel:
+    """Encoder: pre-norm without biases, rotary positions, GeGLU, full attention in all layers, tied head."""
+    common = _common(shape, tokens) | {"intermediate_size": shape.intermediate}
+    ids = {"cls_token_id": tokens.bos, "sep_token_id": tokens.sep}  # the defaults are for its own vocabulary
+    layers = ["full_attention"] * shape.layers
+    return ModernBertForMaskedLM(ModernBertConfig(**common, **ids, layer_types=layers))
+
+
+def _bert(shape: Size, tokens: Tokens) -> PreTrainedModel:
+    """The classic encoder, with its next-sentence head; no dropout in pretraining."""
+    common = _common(shape, tokens) | {"intermediate_size": 4 * shape.hidden}
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return BertForPreTraining(BertConfig(**common, **dropout))
+
+
+ARCHITECTURES: dict[str, Callable[[Size, Tokens], PreTrainedModel]] = {
+    "qwen3": _qwen3,
+    "nanochat": _nanochat,
+    "gpt2": _gpt2,
+    "modernbert": _modernbert,
+    "bert": _bert,
+}
+BASELINES = ("gpt2", "bert")  # keep the initialization that everybody uses
+RESIDUAL_OUTPUTS = ("o_proj", "down_proj", "fc2", "Wo")  # the matrices that write into the residual stream
+HEADS = ("lm_head", "decoder", "classifier", "score", "qa_outputs", "seq_relationship", "wte", "wpe")
+
+
+def check(architecture: str) -> str:
+    """The name itself, or an error with the nearest names."""
+    if architecture not in ARCHITECTURES:
+        raise unknown("architecture", architecture, ARCHITECTURES)
+    return architecture
+
+
+def build(architecture: str, shape: Size, tokens: Tokens) -> PreTrainedModel:
+    """A model with new weights."""
+    model = ARCHITECTURES[check(architecture)](shape, tokens)
+    if architecture not in BASELINES:
+        initialize(model)
     return model
+
+
+def is_outer(name: str) -> bool:
+    """Whether a parameter belongs to the embeddings or to an output head, which Muon is not for."""
+    owner = name.split(".")[-2] if "." in name else ""
+    return "embed" in name or owner in HEADS
 
 
 @torch.no_grad()
@@ -78,17 +166,36 @@ def initialize(model: PreTrainedModel) -> None:
     """Every block starts as the identity, every prediction as almost uniform.
 
     Matrices have standard deviation 1/√inputs, but what writes into the residual stream is zero; embeddings have
-    standard deviation 1 and the output head 0.001. This is initialization only: the checkpoint stays a stock one.
+    standard deviation 1 and an untied output head 0.001 (a tied one makes both 0.02). This is initialization only:
+    the checkpoint stays a stock one.
     """
+    tied = model.config.tie_word_embeddings
     for name, p in model.named_parameters():
-        if name.endswith(("o_proj.weight", "down_proj.weight")):
+        owner = name.split(".")[-2] if "." in name else ""
+        if owner in RESIDUAL_OUTPUTS:
             p.zero_()
-        elif "embed_tokens" in name:
-            p.normal_()
-        elif "lm_head" in name:
+        elif p.ndim < 2:
+            continue
+        elif "embed" in name:
+            p.normal_(std=0.02 if tied else 1.0)
+        elif is_outer(name):
             p.normal_(std=0.001)
-        elif p.ndim == 2:
+        else:
             p.normal_(std=1 / math.sqrt(p.size(1)))
+
+
+def token_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits over the vocabulary from the body's last hidden states: (…, hidden) → (…, vocab).
+
+    Lets an objective apply the head where there is a target and nowhere else.
+    """
+    if hasattr(model, "cls"):  # BERT
+        return model.cls.predictions(hidden)
+    if hasattr(model, "decoder"):  # ModernBERT
+        return model.decoder(model.head(hidden))
+    logits = model.lm_head(hidden)
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return cap * torch.tanh(logits / cap) if cap else logits
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -96,14 +203,27 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def flops_per_token(model: PreTrainedModel, context: int) -> int:
+def flops_per_token(model: PreTrainedModel, context: int, head_share: float = 1.0) -> int:
     """Training FLOP per token: 6 a weight in a matrix product, and 12·layers·hidden·context for attention.
 
-    Source: Kaplan et al. (2020), table 1; the input embedding is a look-up and costs nothing, a tied head does.
+    `head_share`: the share of tokens the output head is applied to (0.3 for masked-language modelling at 30 %). Source:
+    Kaplan et al. (2020), table 1; the input embedding is a look-up and costs nothing, a tied head does.
     """
-    inner = sum(
-        p.numel() for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n
-    )
+    inner = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and not is_outer(name))
     head = model.config.vocab_size * model.config.hidden_size
     attention = 12 * model.config.num_hidden_layers * model.config.hidden_size * context
-    return 6 * (inner + head) + attention
+    return round(6 * (inner + head_share * head) + attention)
+
+
+def training_bytes(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, int]:
+    """Bytes of what stays in memory between steps: float32 weights and gradients, and the optimizers' buffers.
+
+    Muon keeps one buffer a weight, AdamW two. Activations come on top and depend on the micro-batch.
+    """
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    buffers = 0
+    for optimizer in optimizers:
+        copies = 1 if type(optimizer).__name__ == "Muon" else 2
+        buffers += copies * sum(p.numel() * 4 for group in optimizer.param_groups for p in group["params"])
+    return {"weights": weights, "gradients": gradients, "optimizer": buffers}

@@ -3,30 +3,61 @@
 `counts(batch)` → {term: number of targets}; `objective(model, batch)` → {term: summed loss}. The loop alone
 divides, by the totals over all micro-batches and processes; so micro-batches with unequal numbers of targets
 give exactly the big batch's gradient, and one without any contributes zero instead of NaN.
+
+Every objective predicts tokens at `labels` that are not `IGNORE`, and applies the output head there only.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from course_lib.models import token_logits
 
 Batch = dict[str, torch.Tensor]
 IGNORE = -100  # the label that no loss counts
+MAX_LOGITS = 2**28  # elements (1 GB in float32) that may exist at once; more are computed in chunks, twice
 
 
 class Objective(Protocol):
-    """What the loop needs to know; `weights` says how much each term counts."""
+    """What the loop needs to know."""
 
-    weights: ClassVar[dict[str, float]]
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """How much each term counts."""
+        ...
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Targets per term in this micro-batch; needs no forward."""
         ...
 
-    def __call__(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+    def __call__(self, model: PreTrainedModel, batch: Batch) -> dict[str, torch.Tensor]:
         """Summed loss per term, in nats."""
         ...
+
+
+def token_loss(
+    model: PreTrainedModel, hidden: torch.Tensor, labels: torch.Tensor, limit: int = MAX_LOGITS
+) -> torch.Tensor:
+    """Σ −log p(label) over targets: hidden (targets, size), labels (targets,) → scalar, in float32.
+
+    If the logits had more than `limit` elements, they are computed in chunks and once more in the backward, so that
+    they never exist all at once.
+    """
+    rows = max(1, limit // model.config.vocab_size)
+    if len(labels) <= rows:
+        return _chunk_loss(model, hidden, labels)
+    parts = zip(hidden.split(rows), labels.split(rows), strict=True)
+    return torch.stack([checkpoint(_chunk_loss, model, h, y, use_reentrant=False) for h, y in parts]).sum()
+
+
+def _chunk_loss(model: PreTrainedModel, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    logits = token_logits(model, hidden)
+    logits = logits.float() if logits.itemsize < 4 else logits  # a 16-bit sum would overflow or round
+    return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
 
 
 class CausalLM:
@@ -38,8 +69,103 @@ class CausalLM:
         """Labels that are not `IGNORE`."""
         return {"clm": int((batch["labels"] != IGNORE).sum())}
 
-    def __call__(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+    def __call__(self, model: PreTrainedModel, batch: Batch) -> dict[str, torch.Tensor]:
         """Sum of −log p(label | this token and those before it), nats."""
-        logits = model(input_ids=batch["input_ids"], use_cache=False).logits  # (rows, length, vocab)
-        labels = batch["labels"].flatten()  # (rows · length,)
-        return {"clm": F.cross_entropy(logits.flatten(0, 1).float(), labels, ignore_index=IGNORE, reduction="sum")}
+        hidden = model.base_model(input_ids=batch["input_ids"], use_cache=False).last_hidden_state
+        return {"clm": token_loss(model, hidden.flatten(0, 1), batch["labels"].flatten())}
+
+
+class MaskedLM:
+    """Predict hidden tokens (Devlin et al. 2019). Batch: `input_ids` (rows, length), `positions`, `labels` (rows, k).
+
+    k is the same in every row, so shapes stay fixed and the head works on k·rows tokens instead of all.
+    """
+
+    weights: ClassVar[dict[str, float]] = {"mlm": 1.0}
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Masked positions."""
+        return {"mlm": int((batch["labels"] != IGNORE).sum())}
+
+    def __call__(self, model: PreTrainedModel, batch: Batch) -> dict[str, torch.Tensor]:
+        """Sum of −log p(hidden token | what is visible), nats."""
+        inputs = {k: batch[k] for k in ("input_ids", "token_type_ids") if k in batch}
+        hidden = model.base_model(**inputs).last_hidden_state
+        return {"mlm": token_loss(model, at(hidden, batch["positions"]), batch["labels"].flatten())}
+
+
+def at(hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Hidden states at some positions: (rows, length, size), (rows, k) → (rows · k, size)."""
+    index = positions[..., None].expand(-1, -1, hidden.size(-1))  # (rows, k, size)
+    return hidden.gather(1, index).flatten(0, 1)
+
+
+class MaskedLMWithNSP(MaskedLM):
+    """BERT's two terms: hidden tokens, and whether the second segment follows the first (`is_next`, (rows,))."""
+
+    weights: ClassVar[dict[str, float]] = {"mlm": 1.0, "nsp": 1.0}
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Masked positions and rows."""
+        return {**super().counts(batch), "nsp": len(batch["is_next"])}
+
+    def __call__(self, model: PreTrainedModel, batch: Batch) -> dict[str, torch.Tensor]:
+        """Both sums, from one forward; label 0 means that the segment follows, as in BERT."""
+        body = model.base_model(input_ids=batch["input_ids"], token_type_ids=batch["token_type_ids"])
+        mlm = token_loss(model, at(body.last_hidden_state, batch["positions"]), batch["labels"].flatten())
+        logits = model.cls.seq_relationship(body.pooler_output).float()  # (rows, 2)
+        return {"mlm": mlm, "nsp": F.cross_entropy(logits, 1 - batch["is_next"].long(), reduction="sum")}
+
+
+class Hybrid:
+    """One stock decoder learns both ways (Charpentier and Samuel 2024, GPT-BERT): causal rows, and masked rows.
+
+    Masked rows see everything (`is_causal=False` in this call only) and predict a hidden token from the position
+    before it, so the shifted output layer serves both. A batch holds rows of one kind; `positions` marks masked ones.
+    """
+
+    weights: ClassVar[dict[str, float]] = {"clm": 1.0, "mlm": 1.0}
+    causal = CausalLM()
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Targets of the kind that the batch holds, zero of the other."""
+        found = int((batch["labels"] != IGNORE).sum())
+        return {"clm": 0, "mlm": found} if "positions" in batch else {"clm": found, "mlm": 0}
+
+    def __call__(self, model: PreTrainedModel, batch: Batch) -> dict[str, torch.Tensor]:
+        """The loss of the kind that the batch holds."""
+        if "positions" not in batch:
+            return self.causal(model, batch)
+        hidden = model.base_model(input_ids=batch["input_ids"], use_cache=False, is_causal=False).last_hidden_state
+        before = (batch["positions"] - 1).clamp(min=0)  # position 0 is never masked
+        return {"mlm": token_loss(model, at(hidden, before), batch["labels"].flatten())}
+
+
+class ReplacedTokens:
+    """ELECTRA (Clark et al. 2020): a small generator fills the masks, the discriminator finds what it replaced.
+
+    The model is an `nn.ModuleDict` of `generator` (masked LM) and `discriminator` (one logit a token, stock
+    token classification with one label). Every token is a target for the discriminator, not only the masked ones.
+    """
+
+    weights: ClassVar[dict[str, float]] = {"mlm": 1.0, "rtd": 50.0}  # 50: the paper's λ
+    masked = MaskedLM()
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Masked positions, and all tokens."""
+        return {**self.masked.counts(batch), "rtd": batch["input_ids"].numel()}
+
+    def __call__(self, model: PreTrainedModel, batch: Batch) -> dict[str, torch.Tensor]:
+        """Generator's masked loss and discriminator's binary loss; no gradient flows through the sampling."""
+        generator, discriminator = model["generator"], model["discriminator"]
+        hidden = generator.base_model(input_ids=batch["input_ids"]).last_hidden_state
+        picked = at(hidden, batch["positions"])  # (rows · k, size)
+        mlm = token_loss(generator, picked, batch["labels"].flatten())
+        with torch.no_grad():
+            guesses = torch.distributions.Categorical(logits=token_logits(generator, picked).float()).sample()
+        guesses = guesses.view_as(batch["labels"])  # (rows, k)
+        filled = batch["input_ids"].scatter(1, batch["positions"], guesses)
+        original = batch["input_ids"].scatter(1, batch["positions"], batch["labels"])
+        logits = discriminator(input_ids=filled).logits.squeeze(-1).float()  # (rows, length)
+        replaced = (filled != original).float()
+        return {"mlm": mlm, "rtd": F.binary_cross_entropy_with_logits(logits, replaced, reduction="sum")}

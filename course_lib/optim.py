@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
+from course_lib import models
 from course_lib.errors import unknown
+
+Groups = list[dict[str, Any]]
 
 # Quintic Newton–Schulz coefficients: f(x) = ax + bx³ + cx⁵ drives singular values from (0, 1] towards 1.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -22,16 +24,17 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 def orthogonalize(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """The polar factor UVᵀ of `matrix` = USVᵀ, approximately: singular values end in about [0.7, 1.2].
 
-    `matrix`: (rows, columns), any scale. Computed in bfloat16 on CUDA cards that have it, else in float32.
+    `matrix`: (…, rows, columns), any scale; leading dimensions are a batch. Computed in bfloat16 on CUDA cards that
+    have it, else in the given dtype.
     """
     a, b, c = NEWTON_SCHULZ
     fast = matrix.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     x = matrix.to(torch.bfloat16 if fast else matrix.dtype)
-    x = x / (x.norm() + 1e-7)  # spectral norm ≤ 1, where the iteration converges
-    tall = x.size(0) > x.size(1)
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # spectral norm ≤ 1, where the iteration converges
+    tall = x.size(-2) > x.size(-1)
     x = x.mT if tall else x  # the smaller Gram matrix
     for _ in range(steps):
-        gram = x @ x.mT  # (small, small)
+        gram = x @ x.mT  # (…, small, small)
         x = a * x + (b * gram + c * gram @ gram) @ x
     return (x.mT if tall else x).to(matrix.dtype)
 
@@ -40,7 +43,8 @@ class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised; decoupled weight decay. For 2-D parameters only.
 
     The update is scaled by √max(1, rows/columns), so that its effect on the layer's output has the same size
-    for every shape. State: one momentum buffer a weight (AdamW keeps two).
+    for every shape. State: one momentum buffer a weight (AdamW keeps two). On a GPU, weights of one shape are
+    orthogonalised in one batch; on a CPU that gains nothing.
     """
 
     def __init__(
@@ -59,29 +63,123 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
+            for batch in _stacks([p for p in group["params"] if p.grad is not None]):
+                directions = [self._direction(p, group["momentum"]) for p in batch]
+                updates = orthogonalize(torch.stack(directions), group["steps"])  # (batch, rows, columns)
+                for p, update in zip(batch, updates, strict=True):
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.add_(update, alpha=-group["lr"] * max(1.0, p.size(0) / p.size(1)) ** 0.5)
+
+    def _direction(self, p: torch.Tensor, beta: float) -> torch.Tensor:
+        """Nesterov: the gradient moved towards its running mean, after that has moved towards the gradient."""
+        assert p.grad is not None
+        momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+        momentum.lerp_(p.grad, 1 - beta)
+        return p.grad.lerp(momentum, beta)
+
+
+def _stacks(parameters: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """Parameters to orthogonalise together: those of one shape on a GPU, each alone elsewhere."""
+    by_shape: dict[Any, list[torch.Tensor]] = {}
+    for number, p in enumerate(parameters):
+        by_shape.setdefault(p.shape if p.is_cuda else number, []).append(p)
+    return list(by_shape.values())
+
+
+class AdamW(torch.optim.Optimizer):
+    """AdamW to read (Loshchilov and Hutter 2019); training uses torch's, which is the same and faster.
+
+    Moments m ← β₁m + (1−β₁)g and v ← β₂v + (1−β₂)g², corrected for their start at zero; then θ ← θ − ηλθ − ηm̂/(√v̂+ε).
+    The decay acts on the weights, not through the gradient, so it is not scaled by 1/√v̂.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ):
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        for group in self.param_groups:
+            lr, (beta1, beta2) = group["lr"], group["betas"]
             for p in (p for p in group["params"] if p.grad is not None):
-                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                momentum.lerp_(p.grad, 1 - group["momentum"])
-                update = orthogonalize(p.grad.lerp(momentum, group["momentum"]), group["steps"])
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update, alpha=-group["lr"] * max(1.0, p.size(0) / p.size(1)) ** 0.5)
+                state = self.state[p]
+                if not state:
+                    state.update(step=0, m=torch.zeros_like(p), v=torch.zeros_like(p))
+                state["step"] += 1
+                state["m"].lerp_(p.grad, 1 - beta1)
+                state["v"].lerp_(p.grad.square(), 1 - beta2)
+                mean = state["m"] / (1 - beta1 ** state["step"])
+                spread = (state["v"] / (1 - beta2 ** state["step"])).sqrt()
+                p.mul_(1 - lr * group["weight_decay"])
+                p.sub_(lr * mean / (spread + group["eps"]))
 
 
-def split_parameters(model: PreTrainedModel) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+class TailAverage:
+    """The mean of the weights over the last part of a run (Polyak averaging), from progress `start` on.
+
+    Call `update` after every step, `swap_in` at the end. Costs one copy of the weights.
+    """
+
+    def __init__(self, model: nn.Module, start: float):
+        self.model, self.start, self.count = model, start, 0
+        self.mean: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def update(self, progress: float) -> None:
+        """Take the present weights into the mean."""
+        if progress < self.start:
+            return
+        self.count += 1
+        for name, p in self.model.named_parameters():
+            if self.count == 1:
+                self.mean[name] = p.detach().clone()
+            else:
+                self.mean[name].lerp_(p, 1 / self.count)
+
+    @torch.no_grad()
+    def swap_in(self) -> None:
+        """Replace the model's weights by their mean, if there is one."""
+        for name, p in self.model.named_parameters() if self.count else ():
+            p.copy_(self.mean[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The mean so far."""
+        return {"count": self.count, "mean": self.mean}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self.count = state["count"]
+        self.mean = {name: value.to(next(self.model.parameters()).device) for name, value in state["mean"].items()}
+
+
+def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """(matrices inside the network, everything else). Embeddings and the output head count as the rest."""
-    outer = {
-        id(p)
-        for module in (model.get_input_embeddings(), model.get_output_embeddings())
-        if module is not None
-        for p in module.parameters()
-    }
+    outer = {id(p) for name, p in model.named_parameters() if models.is_outer(name)}
     trainable = [p for p in model.parameters() if p.requires_grad]
     inner = [p for p in trainable if p.ndim == 2 and id(p) not in outer]
     chosen = {id(p) for p in inner}
     return inner, [p for p in trainable if id(p) not in chosen]
 
 
-OPTIMIZERS = ("muon", "adamw")
+def _adamw(groups: Groups, lr: float) -> torch.optim.Optimizer:
+    # `fused` has no meta-device kernel, which the device tests need
+    fused = all(p.device.type != "meta" for group in groups for p in group["params"])
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), eps=1e-10, fused=fused)
+
+
+OPTIMIZERS: dict[str, Callable[[Groups, float], torch.optim.Optimizer]] = {
+    "muon": _adamw,  # for what is not a matrix; the matrices go to Muon
+    "adamw": _adamw,
+    "adafactor": lambda groups, lr: torch.optim.Adafactor(groups, lr=lr),
+    "sgd": lambda groups, lr: torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True),
+}
 
 
 def check(name: str) -> None:
@@ -91,21 +189,18 @@ def check(name: str) -> None:
 
 
 def build(
-    model: PreTrainedModel, name: str, matrix_lr: float, lr: float, weight_decay: float = 0.0
+    model: nn.Module, name: str, matrix_lr: float, lr: float, weight_decay: float = 0.0
 ) -> list[torch.optim.Optimizer]:
-    """The optimizers of a run, `initial_lr` set for the schedule. `name`: `muon` (+ AdamW) or `adamw`."""
+    """The optimizers of a run, `initial_lr` set for the schedule. Vectors (norms, biases) are never decayed."""
     check(name)
     inner, rest = split_parameters(model)
-    if name == "adamw":
+    if name != "muon":
         inner, rest = [], rest + inner
-    # `fused` has no meta-device kernel, which the device tests need
-    fused = all(p.device.type != "meta" for p in rest)
-    decayed = [p for p in rest if p.ndim >= 2]
-    plain = [p for p in rest if p.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), eps=1e-10, fused=fused)
+    groups: Groups = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
+    optimizers = [OPTIMIZERS[name]([group for group in groups if group["params"]], lr)]
     if inner:
         optimizers.append(Muon(inner, lr=matrix_lr, weight_decay=weight_decay))
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):

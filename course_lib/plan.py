@@ -4,35 +4,23 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise, repeat
 
 import torch
-from transformers import PreTrainedModel
+from torch import nn
 
 from course_lib import models
+from course_lib.batches import split
 from course_lib.budget import Budget, WorkClock
 from course_lib.device import Device
 from course_lib.errors import CourseError
 from course_lib.loop import train
-from course_lib.objectives import Batch, CausalLM
+from course_lib.objectives import Batch, Objective
 from course_lib.precision import Precision
 
-OptimizersFor = Callable[[PreTrainedModel], Sequence[torch.optim.Optimizer]]
+OptimizersFor = Callable[[nn.Module], Sequence[torch.optim.Optimizer]]
 PROBE_STEPS = 6
 SLACK = 2.0  # a model of twice the rule's size still wins at five minutes on two cores (book/lab-log.md)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run is made of and how fast it should go; compared with what happened at its end."""
-
-    size: str
-    parameters: int
-    step_tokens: int
-    micro_rows: int
-    tokens_per_second: float  # probed with whole optimizer steps
-    flops_per_token: int
 
 
 def choose_size(device: Device, seconds: float) -> str:
@@ -59,18 +47,17 @@ def matmul_flops(device: Device, width: int = 512, repeats: int = 8) -> float:
 
 
 def probe(
-    model: PreTrainedModel, optimizers: OptimizersFor, context: int, step_rows: int, precision: Precision
+    model: nn.Module, objective: Objective, optimizers: OptimizersFor, batch: Batch, precision: Precision
 ) -> tuple[int, float]:
-    """(micro-batch rows that fit, tokens/s of whole steps), tried on a copy of the model.
+    """(micro-batch rows that fit, tokens/s of whole steps), tried on a copy of the model with a real batch.
 
-    Halves the micro-batch when memory runs out; accumulation keeps the step at `step_rows` rows.
+    Halves the micro-batch when memory runs out; accumulation keeps the step as large as `batch`.
     """
-    rows = step_rows
-    ids = torch.randint(model.config.vocab_size, (step_rows, context), generator=torch.Generator().manual_seed(0))
+    rows = len(batch["input_ids"])
     while True:
-        step = [{"input_ids": part, "labels": part} for part in ids.split(rows)]
         try:
-            return rows, step_rows * context / _seconds_per_step(copy.deepcopy(model), optimizers, step, precision)
+            seconds = _seconds_per_step(copy.deepcopy(model), objective, optimizers, split(batch, rows), precision)
+            return rows, batch["input_ids"].numel() / seconds
         except torch.OutOfMemoryError:
             if rows == 1:
                 raise CourseError("Not even one row fits into memory. Use a smaller --size or --context.") from None
@@ -78,31 +65,11 @@ def probe(
 
 
 def _seconds_per_step(
-    model: PreTrainedModel, optimizers: OptimizersFor, step: list[Batch], precision: Precision
+    model: nn.Module, objective: Objective, optimizers: OptimizersFor, step: list[Batch], precision: Precision
 ) -> float:
     fresh = Precision(precision.kind, precision.dtype)  # the real one's loss scale stays untouched
     stamps = [time.perf_counter()]
     budget = Budget(WorkClock(float("inf")))
-    for _ in train(model, repeat(step, PROBE_STEPS), CausalLM(), optimizers(model), lambda _: 1e-6, fresh, budget):
+    for _ in train(model, repeat(step, PROBE_STEPS), objective, optimizers(model), lambda _: 1e-6, fresh, budget):
         stamps.append(time.perf_counter())
     return statistics.median(after - before for before, after in pairwise(stamps))
-
-
-def make(
-    size: str,
-    model: PreTrainedModel,
-    optimizers: OptimizersFor,
-    context: int,
-    step_rows: int,
-    precision: Precision,
-) -> Plan:
-    """Probe the model and say what a second buys."""
-    micro_rows, rate = probe(model, optimizers, context, step_rows, precision)
-    return Plan(
-        size=size,
-        parameters=models.count_parameters(model),
-        step_tokens=step_rows * context,
-        micro_rows=micro_rows,
-        tokens_per_second=round(rate),
-        flops_per_token=models.flops_per_token(model, context),
-    )

@@ -3,68 +3,43 @@
 import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from course_lib import checkpoint, device, evaluate, models, optim, plan, progress
-from course_lib.budget import Budget, ReplayClock, WallClock, WorkClock, format_duration, parse_duration
+from course_lib import (
+    checkpoint,
+    device,
+    distributed,
+    loggers,
+    models,
+    optim,
+    plan,
+    progress,
+    recipes,
+    schedule,
+    training,
+)
+from course_lib.budget import Budget, Clock, ReplayClock, WallClock, WorkClock, format_duration, parse_duration
 from course_lib.config import Config
-from course_lib.data import corpora, pack, prepare
+from course_lib.data import corpora, prepare
 from course_lib.errors import CourseError
-from course_lib.loop import train
-from course_lib.objectives import CausalLM
-from course_lib.precision import Precision
+from course_lib.loop import Step, train
+from course_lib.objectives import Objective
 from course_lib.record import Run, Timer, now
-from course_lib.schedule import trapezoid
 from course_lib.storage import new_folder
+from course_lib.training import Training
 
 BYTES_PER_SECOND = 300_000  # of the budget: keeps tokenizing (3 MB/s or more) below a tenth of it
 OVERHEAD = 0.15  # what a whole command may take beyond its budget, downloads apart
 LOG_EVERY = 20  # steps between writes to metrics.jsonl
+COMPILE_FROM = 300  # seconds of budget; compiling takes a minute
 
 Log = Callable[[str], None]
 
 
 class Interrupted(Exception):  # noqa: N818 (it is no error)
     """The run stopped on request, is saved, and can go on."""
-
-
-@dataclass
-class Training:
-    """Everything that changes while a run trains; saved and restored as one."""
-
-    model: Any
-    optimizers: list[torch.optim.Optimizer]
-    loader: pack.Loader
-    precision: Precision
-    budget: Budget
-    step: int = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """A tree for `checkpoint.save`."""
-        return {
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "loader": self.loader.state_dict(),
-            "precision": self.precision.state_dict(),
-            "budget": self.budget.state_dict(),
-            "rng": torch.get_rng_state(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where `state_dict` was taken."""
-        self.step = state["step"]
-        self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.loader.load_state_dict(state["loader"])
-        self.precision.load_state_dict(state["precision"])
-        self.budget.load_state_dict(state["budget"])
-        torch.set_rng_state(state["rng"])
 
 
 def pretrain(
@@ -76,34 +51,55 @@ def pretrain(
     started: float | None = None,
     checkpoint_every: str = "2m",
 ) -> Run:
-    """Train a decoder within the budget and store it in `runs/<id>/`; an unfinished run of the same config goes on.
+    """Train a model within the budget and store it in `runs/<id>/`; an unfinished run of the same config goes on.
 
-    `started` (monotonic seconds) is when the command began, if earlier than now. Raises `Interrupted`, after
-    saving, when Ctrl-C or SIGTERM asked the run to stop.
+    `started` (monotonic seconds) is when the command began, if earlier than now. Under `torchrun` all processes
+    call this and share the run. Raises `Interrupted`, after saving, when Ctrl-C or SIGTERM asked the run to stop.
     """
     started = time.monotonic() if started is None else started
     progress.hush_transformers()
     where, fetching = device.pick(config.device), Timer()
     settings = _resolve(config, where)
+    distributed.start(where.kind)
+    log = log if distributed.rank() == 0 else _silent
     with fetching("fetch"):
         corpus = corpora.load(settings.corpus, settings.encoding)
     started += fetching.seconds["fetch"]  # downloads are the one thing outside the budget
-    run = None if fresh else _unfinished(config, runs, run_id)
-    run = run or _new_run(config, settings, where, runs, run_id)
+    run = _shared_run(config, settings, where, runs, run_id, fresh)
     timer = Timer(fetching.seconds | run.info.get("timings", {}))
     earlier = run.info.get("seconds", 0.0)  # sessions before this one
     try:
-        data, training = _set_up(run, corpus, where, started, timer, log)
+        data, state = _set_up(run, corpus, where, started, timer, log)
         with timer("train"):
-            _train(run, training, timer, parse_duration(checkpoint_every))
+            _train(run, state, data, timer, parse_duration(checkpoint_every))
         with timer("evaluate"):
-            _finish(run, training, data)
+            _finish(run, state, data, where)
         run.update(status="finished", finished=now(), peak_memory=where.peak_memory())
     finally:
         run.update(timings=timer.seconds, seconds=round(earlier + time.monotonic() - started, 3))
         run.release()
-    checkpoint.remove(run.folder / "checkpoints")
-    log(f"{run.info['result']['bits_per_byte']:.3f} bits per byte on held-out text. Stored in {run.folder}")
+    if run.writes:
+        checkpoint.remove(run.folder / "checkpoints")
+    log(f"On held-out text: {_scores(run.info['result'])}. Stored in {run.folder}")
+    return run
+
+
+def _silent(message: str) -> None:
+    """For every process but the first."""
+
+
+def _shared_run(
+    config: Config, settings: Config, where: device.Device, runs: Path, run_id: str | None, fresh: bool
+) -> Run:
+    """The run to continue or a new one, chosen by the first process; the others follow and do not write."""
+    run = None
+    if distributed.rank() == 0:
+        run = None if fresh else _unfinished(config, runs, run_id)
+        run = run or _new_run(config, settings, where, runs, run_id)
+    folder, info = distributed.share((run.folder, run.info) if run else None)
+    if run is None:
+        run = Run(folder, info)
+        run.writes = False
     return run
 
 
@@ -113,17 +109,23 @@ def _set_up(
     """Data, and a training at its beginning or at its last checkpoint."""
     settings = Config(**run.info["settings"])
     with timer("prepare"):
-        data = _prepare(run, settings, corpus, log)
+        if distributed.rank() == 0:
+            _prepare(run, settings, corpus, log)
+        distributed.barrier()  # the others find it in the cache
+        data = _prepare(run, settings, corpus, _silent)
     with timer("plan"):
-        training = _build(run, settings, data, where, started)
-    state = checkpoint.load(run.folder / "checkpoints", log)
-    if state:
-        training.load_state_dict(state)
-        log(f"Continuing {run.folder} at {training.budget.progress:.0%} of its budget.")
-    run.rewind(training.step)
+        state = training.build(settings, data, where)
+        if "plan" not in run.info:
+            run.update(plan=_plan(state, settings, data, started))
+    state.budget = Budget(_clock(run, settings))
+    saved = checkpoint.load(run.folder / "checkpoints", log)
+    if saved:
+        state.load_state_dict(saved)
+        log(f"Continuing {run.folder} at {state.budget.progress:.0%} of its budget.")
+    run.rewind(state.step)
     run.update(status="running")
     log(_intention(run))
-    return data, training
+    return data, state
 
 
 def _unfinished(config: Config, runs: Path, run_id: str | None) -> Run | None:
@@ -142,11 +144,20 @@ def _resolve(config: Config, where: device.Device) -> Config:
         recorded = Run.open(Path(config.replay)).info["settings"]
         return Config(**{**recorded, "replay": config.replay, "device": config.device})
     optim.check(config.optimizer)
+    schedule.build(config.schedule, config.warmup, config.cooldown)
+    loggers.check(config.log)
+    recipe = recipes.get(config.objective)
+    architecture = models.check(config.architecture or recipe.architecture)
     seconds = parse_duration(config.budget)
     size = plan.choose_size(where, seconds) if config.size == "auto" else config.size
     shape = models.size(size)
     return replace(
-        config, size=size, vocab_size=config.vocab_size or shape.vocab, context=config.context or shape.context
+        config,
+        size=size,
+        architecture=architecture,
+        vocab_size=config.vocab_size or shape.vocab,
+        context=config.context or shape.context,
+        metric=config.metric or ("bits_per_byte" if recipe.causal else f"{next(iter(recipe.objective.weights))}_loss"),
     )
 
 
@@ -160,7 +171,7 @@ def _new_run(config: Config, settings: Config, where: device.Device, runs: Path,
         name = f"{stem}-{length}-{number}"
     run = Run.create(runs / name, asdict(config))
     run.acquire()
-    run.update(settings=asdict(settings), device=where.describe())
+    run.update(settings=asdict(settings), device=where.describe(), processes=distributed.world_size())
     return run
 
 
@@ -171,109 +182,166 @@ def _prepare(run: Run, settings: Config, corpus: corpora.Corpus, log: Log) -> pr
     data = prepare.prepare(corpus, settings.vocab_size, settings.context, int(limit), log, exact)
     if run.info.get("data", {}).get("prepared", data.folder.name) != data.folder.name:
         raise CourseError(f"The corpus has changed since {run.folder} began. Start over with --fresh.")
-    run.update(
-        data={"corpus": corpus.name, "licence": corpus.licence, "prepared": data.folder.name, **asdict(data.counts)}
-    )
+    source = {"corpus": corpus.name, "licence": corpus.licence, "prepared": data.folder.name}
+    run.update(data=source | asdict(data.counts))
     return data
 
 
-def _build(run: Run, settings: Config, data: prepare.Prepared, where: device.Device, started: float) -> Training:
-    """Model, optimizers, loader and budget at step 0; makes the plan when the run has none yet."""
-    torch.manual_seed(settings.seed)
-    tokenizer, precision = data.tokenizer, Precision.for_device(where)
-    shape = replace(models.size(settings.size), context=settings.context)
-    model = models.decoder(shape, len(tokenizer), tokenizer.bos_token_id, tokenizer.pad_token_id).to(where.torch)
-    step_rows = max(1, settings.step_tokens // settings.context)
+def _plan(state: Training, settings: Config, data: prepare.Prepared, started: float) -> dict[str, Any]:
+    """Probe the model on a step of its own batches, and say what the budget will buy."""
+    rows = next(iter(state.loader))
+    state.loader.position.row = 0  # the probe does not count
+    recipe, mask_free = recipes.get(settings.objective), recipes.evaluation_transform
+    batch = mask_free(recipe, data.tokenizer)(rows[distributed.rank() :: distributed.world_size()], 0.0)
+    micro_rows, rate = plan.probe(
+        state.model, state.objective, lambda m: training.optimizers(m, settings), batch, state.precision
+    )
+    rate *= distributed.world_size()
+    seconds = settings.tokens / rate if settings.tokens else _training_seconds(settings, rate, data, started)
+    shared: dict[str, Any] = distributed.share(
+        {
+            "size": settings.size,
+            "parameters": models.count_parameters(state.model),
+            "memory": models.training_bytes(state.model, state.optimizers),
+            "flops_per_token": models.flops_per_token(recipes.to_keep(state.model), settings.context),
+            "micro_rows": micro_rows,
+            "tokens_per_second": round(rate),
+            "seconds": round(seconds, 3),
+            "tokens": settings.tokens or round(rate * seconds),
+        }
+    )
+    return shared
 
-    def optimizers(trained: Any) -> list[torch.optim.Optimizer]:
-        return optim.build(trained, settings.optimizer, settings.matrix_lr, settings.lr, settings.weight_decay)
 
-    if "plan" not in run.info:
-        intended = plan.make(settings.size, model, optimizers, settings.context, step_rows, precision)
-        seconds = _training_seconds(settings, intended, data, started)
-        tokens = settings.tokens or round(intended.tokens_per_second * seconds)
-        run.update(plan={**asdict(intended), "seconds": round(seconds, 3), "tokens": tokens})
-    clock: WallClock | WorkClock | ReplayClock = WallClock(run.info["plan"]["seconds"])
-    if settings.tokens:
-        clock = WorkClock(settings.tokens)
-    if settings.replay:
-        clock = ReplayClock([row["progress"] for row in Run.open(Path(settings.replay)).metrics()])
-    loader = pack.Loader(data.train, settings.context, step_rows, run.info["plan"]["micro_rows"], settings.seed)
-    return Training(model, optimizers(model), loader, precision, Budget(clock))
-
-
-def _training_seconds(settings: Config, intended: plan.Plan, data: prepare.Prepared, started: float) -> float:
-    """The budget, less what would push the whole command beyond budget × (1 + OVERHEAD), but at least a quarter of it.
-
-    When tokens are counted: the time they should take.
-    """
-    if settings.tokens:
-        return settings.tokens / intended.tokens_per_second
+def _training_seconds(settings: Config, rate: float, data: prepare.Prepared, started: float) -> float:
+    """The budget, less what would push the whole command beyond budget × (1 + OVERHEAD); at least a quarter of it."""
     budget = parse_duration(settings.budget)
     # Windows overlap by half, a forward costs a third of a step; saving and samples take a few seconds.
-    scoring = 2 * len(data.valid.tokens) / (3 * intended.tokens_per_second) + 4
+    scoring = 2 * len(data.valid.tokens) / (3 * rate) + 4
     left = budget * (1 + OVERHEAD) - (time.monotonic() - started) - scoring
     return min(budget, max(left, budget / 4))
 
 
-def _train(run: Run, training: Training, timer: Timer, save_every: float) -> None:
-    """Drive the loop: show, log, save every `save_every` seconds and when asked to stop."""
-    schedule = trapezoid(run.info["settings"]["warmup"], run.info["settings"]["cooldown"])
-    rows: list[dict[str, Any]] = []
-    last_step = last_save = time.monotonic()
+def _clock(run: Run, settings: Config) -> Clock:
+    if settings.replay:
+        return ReplayClock([row["progress"] for row in Run.open(Path(settings.replay)).metrics()])
+    return WorkClock(settings.tokens) if settings.tokens else WallClock(run.info["plan"]["seconds"])
 
-    def save() -> None:
-        with timer("checkpoint"), training.budget.paused():
-            run.log(rows)
-            rows.clear()
-            checkpoint.save(run.folder / "checkpoints", training.step, training.state_dict())
 
+def _train(run: Run, state: Training, data: prepare.Prepared, timer: Timer, save_every: float) -> None:
+    """Drive the loop: show, log, evaluate, save every `save_every` seconds and when asked to stop."""
+    settings, plan_made = Config(**run.info["settings"]), run.info["plan"]
+    assert state.budget
+    if settings.compile == "on" or (
+        settings.compile == "auto" and run.info["device"]["kind"] == "cuda" and plan_made["seconds"] >= COMPILE_FROM
+    ):
+        training.compile_body(state.model)
+    objective: Objective = state.objective
+    if distributed.world_size() > 1:
+        objective = distributed.Parallel(state.model, objective)
+    micro_batches = training.steps(state, settings, data.tokenizer, plan_made["micro_rows"])
+    shape = schedule.build(settings.schedule, settings.warmup, settings.cooldown)
+    loop = train(state.model, micro_batches, objective, state.optimizers, shape, state.precision, state.budget)
     with checkpoint.stoppable() as stop, progress.bar(run.folder.name) as shown:
-        steps = train(
-            training.model,
-            training.loader,
-            CausalLM(),
-            training.optimizers,
-            schedule,
-            training.precision,
-            training.budget,
-        )
-        for step in steps:
-            training.step += 1
-            took, last_step = time.monotonic() - last_step, time.monotonic()
-            rows.append({**asdict(step), "step": training.step, "seconds": round(took, 4)})
-            rate = f"{step.tokens / took:,.0f} tok/s"
-            progress.move(shown, training.budget.progress, loss=f"{step.losses['clm']:.3f}", speed=rate)
-            if stop.requested or last_step - last_save > save_every:
-                save()
-                last_step = last_save = time.monotonic()
-            elif len(rows) >= LOG_EVERY:
-                run.log(rows)
-                rows.clear()
-            if stop.requested:
+        recorder = _Recorder(run, state, timer, shown, settings.log, save_every)
+        for step in loop:
+            row = recorder.after(step)
+            go_on = _evaluate_if_due(row, state, settings, data, timer)
+            recorder.write(row)
+            # All processes stop after the same step, whoever was asked.
+            if distributed.total({"stop": float(stop.requested)}, next(state.model.parameters()).device)["stop"]:
+                recorder.save()
                 run.update(status="stopped")
-                raise Interrupted(_how_to_continue(run, training))
-        save()  # so that an interrupted evaluation costs no training
+                raise Interrupted(_how_to_continue(run, state))
+            if not go_on:
+                break
+        if state.average:
+            state.average.swap_in()
+        recorder.save()  # so that an interrupted evaluation costs no training
 
 
-def _finish(run: Run, training: Training, data: prepare.Prepared) -> None:
-    """Save weights and tokenizer as stock files, and score the held-out text."""
-    model, tokenizer = training.model, data.tokenizer
-    context = run.info["settings"]["context"]
-    score = evaluate.bits_per_byte(model, data.valid, context, training.precision, tokenizer.bos_token_id)
-    seconds = round(sum(row["seconds"] for row in run.metrics()), 3)
+def _evaluate_if_due(
+    row: dict[str, Any], state: Training, settings: Config, data: prepare.Prepared, timer: Timer
+) -> bool:
+    """Evaluate when another share of the budget is used up; False when it is time to stop early."""
+    assert state.budget
+    every, now_at = settings.evaluate_every, state.budget.progress
+    if not every or int(now_at / every) == int(row["progress"] / every):
+        return True
+    with timer("evaluate"), state.budget.paused():
+        row["valid"] = training.score(state, settings, data)
+    if settings.metric not in row["valid"]:
+        raise CourseError(f"There is no metric '{settings.metric}', only {', '.join(row['valid'])}.")
+    return training.improved(state, settings.metric, row["valid"][settings.metric], settings.patience)
+
+
+class _Recorder:
+    """What happens between two steps: rows of metrics, the bar, checkpoints."""
+
+    def __init__(self, run: Run, state: Training, timer: Timer, shown: Any, log: str, save_every: float):
+        self.run, self.state, self.timer, self.shown, self.save_every = run, state, timer, shown, save_every
+        self.loggers = loggers.open_all(log, run.folder, run.info["settings"]) if run.writes else []
+        self.rows: list[dict[str, Any]] = []
+        self.last_step = self.last_save = time.monotonic()
+
+    def after(self, step: Step) -> dict[str, Any]:
+        """The row of a step that has just ended."""
+        self.state.step += 1
+        took, self.last_step = time.monotonic() - self.last_step, time.monotonic()
+        assert self.state.budget
+        if self.state.average:
+            self.state.average.update(self.state.budget.progress)
+        losses = {term: f"{loss:.3f}" for term, loss in step.losses.items()}
+        progress.move(self.shown, self.state.budget.progress, **losses, speed=f"{step.tokens / took:,.0f} tok/s")
+        return {**asdict(step), "step": self.state.step, "seconds": round(took, 4)}
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Keep the row, and save if it is time; what this costs is not the next step's."""
+        self.rows.append(row)
+        for logger in self.loggers:
+            logger(row)
+        if time.monotonic() - self.last_save > self.save_every:
+            self.save()
+        elif len(self.rows) >= LOG_EVERY:
+            self.run.log(self.rows)
+            self.rows.clear()
+        self.last_step = time.monotonic()
+
+    def save(self) -> None:
+        """Write the rows, then a checkpoint; the first process only."""
+        assert self.state.budget
+        with self.timer("checkpoint"), self.state.budget.paused():
+            self.run.log(self.rows)
+            self.rows.clear()
+            if self.run.writes:
+                checkpoint.save(self.run.folder / "checkpoints", self.state.step, self.state.state_dict())
+        self.last_save = time.monotonic()
+
+
+def _finish(run: Run, state: Training, data: prepare.Prepared, where: device.Device) -> None:
+    """Score the held-out text, and save weights and tokenizer as stock files."""
+    settings = Config(**run.info["settings"])
+    scores = training.score(state, settings, data)
+    if not run.writes:
+        run.update(result={"scores": scores})
+        return
+    rows = list(run.metrics())
+    tokens, seconds = sum(row["tokens"] for row in rows), sum(row["seconds"] for row in rows)
+    rate = run.info["plan"]["flops_per_token"] * tokens / seconds
     result = {
-        "bits_per_byte": round(score, 4),
-        "steps": training.step,
-        "tokens": (tokens := sum(row["tokens"] for row in run.metrics())),
+        "scores": scores,
+        "steps": state.step,
+        "tokens": tokens,
         "epochs": round(tokens / len(data.train.tokens), 2),
-        "seconds": seconds,
+        "seconds": round(seconds, 3),
         "tokens_per_second": round(tokens / seconds),
-        "skipped_steps": sum(not row["taken"] for row in run.metrics()),
+        "flops_per_second": round(rate),
+        "mfu": round(rate / where.peak_flops, 4) if where.peak_flops else None,  # None: the peak is not known
+        "skipped_steps": sum(not row["taken"] for row in rows),
     }
     with new_folder(run.folder / "model") as scratch:
-        model.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
+        recipes.to_keep(state.model).save_pretrained(scratch)
+        data.tokenizer.save_pretrained(scratch)
         (scratch / "README.md").write_text(_card(run, result), encoding="utf-8")
     run.update(result=result)
 
@@ -286,17 +354,22 @@ def _intention(run: Run) -> str:
     )
 
 
-def _how_to_continue(run: Run, training: Training) -> str:
-    return f"Stopped at {training.budget.progress:.0%}; saved in {run.folder}. Run the same command again to continue."
+def _how_to_continue(run: Run, state: Training) -> str:
+    assert state.budget
+    return f"Stopped at {state.budget.progress:.0%}; saved in {run.folder}. Run the same command again to continue."
+
+
+def _scores(result: dict[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in result["scores"].items())
 
 
 def _card(run: Run, result: dict[str, Any]) -> str:
     data, info = run.info["data"], run.info
     return (
-        f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n# {info['id']}\n\n"
+        f"---\nlibrary_name: transformers\n---\n# {info['id']}\n\n"
         f"Trained from random weights by *One GPU, One Day* on the corpus `{data['corpus']}` "
         f"({data['train_bytes'] / 1e6:.1f} MB; licence of the text: {data['licence']}).\n\n"
-        f"{result['bits_per_byte']} bits per byte on {data['valid_bytes'] / 1e6:.2f} MB held out, "
+        f"On {data['valid_bytes'] / 1e6:.2f} MB held out: {_scores(result)}; "
         f"after {result['tokens']:,} tokens in {format_duration(result['seconds'])} on {info['device']['name']}.\n\n"
         f"Too small and too briefly trained for anything but learning.\n"
     )

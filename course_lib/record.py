@@ -25,6 +25,7 @@ class Run:
 
     def __init__(self, folder: Path, info: dict[str, Any]):
         self.folder, self.info = folder, info
+        self.writes = True  # False in all but the first of several processes
         self.metrics_path = folder / "metrics.jsonl"
         self._lock = FileLock(folder / ".lock")
 
@@ -65,12 +66,16 @@ class Run:
     def update(self, **fields: Any) -> None:
         """Set fields of run.json; the file is never half written."""
         self.info.update(fields)
+        if not self.writes:
+            return
         scratch = self.folder / ".run.json"
         scratch.write_text(json.dumps(self.info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(scratch, self.folder / "run.json")
 
     def log(self, rows: list[dict[str, Any]]) -> None:
         """Append rows to metrics.jsonl. Floats keep every digit: a replay needs them."""
+        if not self.writes:
+            return
         with self.metrics_path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
 
@@ -82,6 +87,8 @@ class Run:
 
     def rewind(self, steps: int) -> None:
         """Forget what was logged after `steps` steps: the resumed run will log it again."""
+        if not self.writes:
+            return
         lines = self.metrics_path.read_text(encoding="utf-8").splitlines(keepends=True)[:steps] if steps else []
         scratch = self.folder / ".metrics.jsonl"
         scratch.write_text("".join(lines), encoding="utf-8")

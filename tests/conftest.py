@@ -58,7 +58,7 @@ def on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
 def tiny_model():
     """A decoder of 30 thousand weights, vocabulary 64, context 32."""
     torch.manual_seed(0)
-    model = models.decoder(models.Size(hidden=32, layers=2, heads=2, vocab=64, context=32), 64)
+    model = models.build("qwen3", models.Size(hidden=32, layers=2, heads=2, vocab=64, context=32), models.Tokens(64))
     for p in model.parameters():  # zero output projections would hide most mistakes
         torch.nn.init.normal_(p, std=0.1)
     return model

@@ -117,21 +117,18 @@ def test_packing_uses_the_smallest_type_that_holds_the_vocabulary(tmp_path, voca
     st.integers(40, 400),
     st.integers(2, 16),
     st.integers(1, 4),
-    st.integers(1, 4),
     st.integers(0, 5),
     st.integers(0, 20),
 )
 def test_an_epoch_visits_every_row_once_and_a_restart_changes_nothing(
-    tmp_path_factory, count, length, step_rows, micro_rows, seed, stop_at
+    tmp_path_factory, count, length, step_rows, seed, stop_at
 ):
     packed = packed_of(tmp_path_factory.mktemp("pack"), count)
     if packed.rows(length) < step_rows:
         return
     steps_per_epoch = packed.rows(length) // step_rows
-    loader = Loader(packed, length, step_rows, micro_rows, seed)
-    steps = [
-        torch.cat([m["input_ids"] for m in step]) for step, _ in zip(loader, range(2 * steps_per_epoch), strict=False)
-    ]
+    loader = Loader(packed, length, step_rows, seed)
+    steps = [step for step, _ in zip(loader, range(2 * steps_per_epoch), strict=False)]
     firsts = [
         [int(row[0]) for step in steps[e * steps_per_epoch : (e + 1) * steps_per_epoch] for row in step] for e in (0, 1)
     ]
@@ -140,14 +137,14 @@ def test_an_epoch_visits_every_row_once_and_a_restart_changes_nothing(
         assert all(first % length == 0 for first in seen)
 
     before, after = (
-        Loader(packed, length, step_rows, micro_rows, seed),
-        Loader(packed, length, step_rows, micro_rows, seed),
+        Loader(packed, length, step_rows, seed),
+        Loader(packed, length, step_rows, seed),
     )
     stop_at = min(stop_at, 2 * steps_per_epoch - 1)
     for _ in zip(range(stop_at), before, strict=False):
         pass
     after.load_state_dict(json.loads(json.dumps(before.state_dict())))
-    assert torch.equal(torch.cat([m["input_ids"] for m in next(iter(after))]), steps[stop_at])
+    assert torch.equal(next(iter(after)), steps[stop_at])
 
 
 def test_a_truncated_pack_is_refused(tmp_path):
@@ -172,16 +169,9 @@ def test_a_vocabulary_named_by_number_is_exact(corpus_file):
     assert len(prepare.prepare(corpus, 5000, 64, 10**8, quiet).tokenizer) < 5000
 
 
-def test_labels_are_the_next_tokens(tmp_path):
-    step = next(iter(Loader(packed_of(tmp_path, 100), 8, 4, 3, 0)))
-    assert [len(m["input_ids"]) for m in step] == [3, 1]
-    for micro in step:
-        assert torch.equal(micro["input_ids"] + 1, micro["labels"])
-
-
 def test_too_little_text_for_one_step_is_an_error(tmp_path):
     with pytest.raises(CourseError, match="less than one step"):
-        Loader(packed_of(tmp_path, 50), 32, 4, 4, 0)
+        Loader(packed_of(tmp_path, 50), 32, 4, 0)
 
 
 def test_a_memory_map_is_not_read_into_memory(tmp_path):

@@ -5,7 +5,7 @@ import torch
 
 from course_lib import device
 from course_lib.errors import CourseError
-from course_lib.precision import Precision
+from course_lib.precision import LossScaler, Precision
 
 
 def pretend_cuda(monkeypatch, name, major):
@@ -100,3 +100,26 @@ def test_a_float16_overflow_skips_the_step_and_halves_the_scale():
     assert not taken
     assert weight.tolist() == [1.0]
     assert policy.scaler.get_scale() == before / 2
+
+
+@pytest.mark.parametrize("pattern", ["....x...xx......x.", "xxxx", "........", "x.x.x.x."])
+def test_our_loss_scaler_has_the_states_of_torchs(pattern):
+    """Same scale, same growth counter, same weights after every step of a forced overflow pattern."""
+    ours, theirs = quadratic([1.0, -2.0]), quadratic([1.0, -2.0])
+    scaler = LossScaler(scale=2.0**10, growth_interval=3)
+    reference = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
+    for mark in pattern:
+        factor = float("inf") if mark == "x" else 1.0
+        for _, optimizer in (ours, theirs):
+            optimizer.zero_grad()
+        scaler.scaled((ours[0].square() * factor).sum()).backward()
+        scaler.unscale_([ours[0]])
+        scaler.step(ours[1])
+        scaler.update()
+        reference.scale((theirs[0].square() * factor).sum()).backward()
+        reference.unscale_(theirs[1])
+        reference.step(theirs[1])
+        reference.update()
+        state = reference.state_dict()
+        assert (scaler.scale, scaler.good_steps) == (state["scale"], state["_growth_tracker"])
+        assert torch.equal(ours[0], theirs[0])

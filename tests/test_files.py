@@ -68,7 +68,7 @@ def test_windows_line_ends_a_byte_order_mark_and_x85(tmp_path):
         ("a.jsonl", b"[1, 2]\n", "line 1: not an object"),
         ("a.csv", b"id,text\n1,x\n2\n", "line 3: not 2 columns"),
         ("a.csv", b"id,text\n1,x,y\n", "line 2: not 2 columns"),
-        ("a.csv", b'id,text\n1,"x\n', "line 2: unexpected end of data"),
+        ("a.csv", b'id,text\n1,"x\n', "unexpected end of data"),
         ("a.parquet", b"PAR1 not really", "not a valid parquet"),
     ],
 )

@@ -23,7 +23,7 @@ def test_parameters_and_flops_agree_with_counting(name, on_meta):
     """Ours from the config; against the built model's weights and torch's own FLOP counter, on the meta device."""
     shape = models.SIZES[name]
     with torch.device("meta"):
-        model = models.decoder(shape, shape.vocab)
+        model = models.build("qwen3", shape, models.Tokens(shape.vocab))
         ids = torch.zeros(2, shape.context, dtype=torch.long)
     inner = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n)
     assert inner == shape.inner_parameters
@@ -37,7 +37,7 @@ def test_parameters_and_flops_agree_with_counting(name, on_meta):
 
 def test_a_new_model_predicts_uniformly_and_its_blocks_are_the_identity():
     torch.manual_seed(0)
-    model = models.decoder(models.SIZES["pico"], 512)
+    model = models.build("qwen3", models.SIZES["pico"], models.Tokens(512))
     ids = torch.randint(512, (4, 33))
     loss = CausalLM()(model, {"input_ids": ids[:, :-1], "labels": ids[:, 1:]})["clm"] / (4 * 32)
     assert loss.item() == pytest.approx(math.log(512), abs=0.01)
@@ -78,7 +78,7 @@ def test_bits_per_byte_scores_every_token_once(tmp_path, tiny_model, count):
 
 
 def test_a_uniform_model_needs_log2_of_the_vocabulary(tmp_path):
-    model = models.decoder(models.SIZES["pico"], 256)
+    model = models.build("qwen3", models.SIZES["pico"], models.Tokens(256))
     torch.nn.init.zeros_(model.lm_head.weight)
     Packed.write(tmp_path / "x.bin", [[[0, *range(1, 256)]]], 256, 255, {})
     assert evaluate.bits_per_byte(model, Packed.open(tmp_path / "x.bin"), 64, FLOAT32) == pytest.approx(8.0, rel=1e-5)
@@ -93,7 +93,7 @@ def test_xz_is_a_known_compressor():
 def saved(tmp_path):
     torch.manual_seed(0)
     tokenizer = train_tokenizer("byte-bpe", [make_text(i) for i in range(50)], 300, 64)
-    model = models.decoder(models.Size(32, 2, 2, 300, 64), len(tokenizer))
+    model = models.build("qwen3", models.Size(32, 2, 2, 300, 64), models.Tokens(len(tokenizer)))
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     return tmp_path
@@ -133,7 +133,7 @@ def test_bigger_budgets_choose_bigger_models(monkeypatch, cpu):
     assert plan.choose_size(cpu, 86400) == "base"
 
 
-def test_the_probe_halves_the_micro_batch_until_it_fits(tiny_model, monkeypatch):
+def test_the_probe_halves_the_micro_batch_until_it_fits(tiny_model):
     tried = []
 
     class Hungry(CausalLM):
@@ -143,9 +143,10 @@ def test_the_probe_halves_the_micro_batch_until_it_fits(tiny_model, monkeypatch)
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return super().__call__(model, batch)
 
-    monkeypatch.setattr(plan, "CausalLM", Hungry)
     before = copy.deepcopy(tiny_model.state_dict())
-    rows, rate = plan.probe(tiny_model, lambda m: optim.build(m, "muon", 0.02, 0.01), 16, 13, FLOAT32)
+    ids = torch.randint(64, (13, 16))
+    batch = {"input_ids": ids, "labels": ids}
+    rows, rate = plan.probe(tiny_model, Hungry(), lambda m: optim.build(m, "muon", 0.02, 0.01), batch, FLOAT32)
     assert rows == 2
     assert rate > 0
     assert list(dict.fromkeys(tried))[:4] == [13, 7, 4, 2]

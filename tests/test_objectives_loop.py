@@ -71,7 +71,7 @@ def weights_after(model, steps, objective=None, tokens=None, schedule=flat, lr=0
 def test_unequal_micro_batches_equal_the_big_batch(ignored):
     """The mean of means would differ; so would a NaN from a micro-batch without targets (16 ignored of 16)."""
     torch.manual_seed(0)
-    model = models.decoder(models.Size(16, 1, 2, 64, 16), 64)
+    model = models.build("qwen3", models.Size(16, 1, 2, 64, 16), models.Tokens(64))
     micro = [batch_of(2, n, seed) for seed, n in enumerate(ignored)]
     big = {key: torch.cat([b[key] for b in micro]) for key in micro[0]}
     split, _ = weights_after(model, [micro])
@@ -155,7 +155,7 @@ def test_a_non_finite_step_is_skipped_and_too_many_end_the_run(tiny_model):
 def test_a_step_on_the_meta_device_makes_no_tensor_elsewhere(on_meta):
     """Stands in for a GPU: any tensor made on the wrong device fails here."""
     with torch.device("meta"):
-        model = models.decoder(models.Size(32, 2, 2, 64, 16), 64)
+        model = models.build("qwen3", models.Size(32, 2, 2, 64, 16), models.Tokens(64))
     batch = {key: value.to("meta") for key, value in batch_of(2).items()}
     loss = CausalLM()(model, batch)["clm"]
     loss.backward()

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -62,6 +64,71 @@ def test_muon_refuses_vectors():
         optim.Muon([torch.nn.Parameter(torch.ones(3))])
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_our_adamw_is_torchs(decay):
+    torch.manual_seed(3)
+    start = torch.randn(5, 4, dtype=torch.float64)
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    options = {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": decay}
+    mine, reference = optim.AdamW([ours], **options), torch.optim.AdamW([theirs], **options)
+    for _ in range(20):
+        gradient = torch.randn(5, 4, dtype=torch.float64)
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        mine.step()
+        reference.step()
+        assert (ours - theirs).abs().max() < 1e-14
+
+
+def test_a_batch_of_matrices_is_orthogonalised_one_by_one():
+    stack = torch.randn(3, 6, 4, dtype=torch.float64) * torch.tensor([1.0, 100.0, 1e-3])[:, None, None]
+    single = torch.stack([optim.orthogonalize(m) for m in stack])
+    assert torch.allclose(optim.orthogonalize(stack), single, atol=1e-12)
+
+
+def test_equal_shapes_are_stacked_on_a_gpu_only(monkeypatch):
+    weights = [torch.zeros(2, 3), torch.zeros(3, 2), torch.zeros(2, 3)]
+    assert [len(stack) for stack in optim._stacks(weights)] == [1, 1, 1]
+    on_gpu = [SimpleNamespace(shape=w.shape, is_cuda=True) for w in weights]
+    assert [len(stack) for stack in optim._stacks(on_gpu)] == [2, 1]
+
+
+def test_the_tail_average_is_the_mean_of_the_last_weights():
+    layer = torch.nn.Linear(2, 2, bias=False).double()
+    average, seen = optim.TailAverage(layer, start=0.6), []
+    for step in range(10):
+        torch.nn.init.normal_(layer.weight)
+        average.update(step / 10)
+        seen.append(layer.weight.detach().clone())
+        if step == 7:  # interrupted and resumed
+            resumed = optim.TailAverage(layer, start=0.6)
+            resumed.load_state_dict(average.state_dict())
+            average = resumed
+    average.swap_in()
+    assert torch.allclose(layer.weight, torch.stack(seen[6:]).mean(0), atol=1e-12)
+
+
+def test_a_tail_that_never_began_leaves_the_weights():
+    layer = torch.nn.Linear(2, 2)
+    before = layer.weight.detach().clone()
+    optim.TailAverage(layer, start=0.9).swap_in()
+    assert torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize("name", list(optim.OPTIMIZERS))
+def test_every_optimizer_learns(name, tiny_model):
+    ids = torch.arange(32).repeat(4, 1)
+    optimizers = optim.build(tiny_model, name, 0.02, {"sgd": 0.5, "adafactor": 0.1}.get(name, 0.01))
+    losses = []
+    for _ in range(15):
+        loss = tiny_model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        losses.append(loss.item())
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert losses[-1] < losses[0] - 0.5
+
+
 def test_every_weight_has_exactly_one_optimizer(tiny_model):
     optimizers = optim.build(tiny_model, "muon", matrix_lr=0.02, lr=0.01)
     owned = [p for o in optimizers for group in o.param_groups for p in group["params"]]
@@ -74,5 +141,5 @@ def test_every_weight_has_exactly_one_optimizer(tiny_model):
 
 def test_adamw_alone_and_unknown_names(tiny_model):
     assert len(optim.build(tiny_model, "adamw", 0.02, 0.01)) == 1
-    with pytest.raises(CourseError, match="'sgd'"):
-        optim.build(tiny_model, "sgd", 0.02, 0.01)
+    with pytest.raises(CourseError, match="Did you mean adamw"):
+        optim.build(tiny_model, "adam", 0.02, 0.01)

@@ -60,7 +60,7 @@ def test_a_run_learns_and_leaves_a_complete_record(corpus_file, tmp_path):
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
     assert info["result"]["tokens"] == sum(row["tokens"] for row in rows) == pytest.approx(60_000, abs=128)
     assert rows[-1]["losses"]["clm"] < rows[0]["losses"]["clm"] - 2
-    assert info["result"]["bits_per_byte"] < info["result"]["xz_bits_per_byte"] + 1 < 8
+    assert info["result"]["scores"]["bits_per_byte"] < info["result"]["xz_bits_per_byte"] + 1 < 8
     assert {"fetch", "prepare", "plan", "train", "evaluate"} <= set(info["timings"])
     assert info["data"]["corpus"] == "grammar"
     assert len(info["samples"]) == 3

@@ -134,7 +134,7 @@ def load(path: Path) -> None:
     """Ours: LOADED steps from a memory map."""
     from course_lib.data.pack import Loader, Packed
 
-    steps = Loader(Packed.open(path), CONTEXT, ROWS, ROWS, 0)
+    steps = Loader(Packed.open(path), CONTEXT, ROWS, 0)
     for _ in zip(range(LOADED), steps, strict=False):
         pass
 
@@ -144,15 +144,19 @@ def training_step(path: Path) -> Callable[[], float]:
     import torch
 
     from course_lib import models, optim
+    from course_lib.batches import next_tokens
     from course_lib.budget import Budget, WorkClock
     from course_lib.data.pack import Loader, Packed
     from course_lib.loop import train
     from course_lib.objectives import CausalLM
     from course_lib.precision import Precision
 
-    model = models.decoder(models.SIZES["nano"], 2048)
+    model = models.build("qwen3", models.SIZES["nano"], models.Tokens(2048))
     optimizers = optim.build(model, "muon", 0.02, 0.01)
-    batches = [b for b, _ in zip(Loader(Packed.open(path), CONTEXT, ROWS, ROWS, 0), range(10), strict=False)]
+    batches = [
+        [next_tokens(rows, 0.0)]
+        for rows, _ in zip(Loader(Packed.open(path), CONTEXT, ROWS, 0), range(10), strict=False)
+    ]
 
     def measure() -> float:
         stamps = [time.perf_counter()]

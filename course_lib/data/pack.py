@@ -68,14 +68,13 @@ class Position:
 
 
 class Loader:
-    """Endless optimizer steps, each a list of micro-batches of `input_ids` and `labels`, both (rows, length).
+    """Endless optimizer steps, each `step_rows` rows of consecutive tokens: (step_rows, length + 1) int64.
 
-    Labels are the next tokens. Every epoch visits every row once, in an order given by (seed, epoch). `step_rows` rows
-    make a step and `micro_rows` of them fit on the device at once.
+    Every epoch visits every row once, in an order given by (seed, epoch).
     """
 
-    def __init__(self, packed: Packed, length: int, step_rows: int, micro_rows: int, seed: int):
-        self.packed, self.length, self.step_rows, self.micro_rows = packed, length, step_rows, micro_rows
+    def __init__(self, packed: Packed, length: int, step_rows: int, seed: int):
+        self.packed, self.length, self.step_rows = packed, length, step_rows
         self.seed, self.position = seed, Position()
         if packed.rows(length) < step_rows:
             raise CourseError(
@@ -83,16 +82,13 @@ class Loader:
                 f"of {length}. Use more text or a smaller --step-tokens."
             )
 
-    def __iter__(self) -> Iterator[list[dict[str, torch.Tensor]]]:
+    def __iter__(self) -> Iterator[torch.Tensor]:
         while True:
             order = self._order()
             while self.position.row + self.step_rows <= len(order):
-                start = self.position.row
-                rows = torch.stack(
-                    [self.packed.row(int(i), self.length) for i in order[start : start + self.step_rows]]
-                )
+                chosen = order[self.position.row : self.position.row + self.step_rows].tolist()
                 self.position.row += self.step_rows
-                yield [{"input_ids": part[:, :-1], "labels": part[:, 1:]} for part in rows.split(self.micro_rows)]
+                yield torch.stack([self.packed.row(index, self.length) for index in chosen])
             self.position = Position(self.position.epoch + 1, 0)
 
     def _order(self) -> torch.Tensor:

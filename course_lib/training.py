@@ -1,0 +1,159 @@
+"""Everything that changes while a run trains, as one object that is saved and restored together."""
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from course_lib import distributed, evaluate, models, optim, recipes
+from course_lib.batches import Steps
+from course_lib.budget import Budget
+from course_lib.config import Config
+from course_lib.data import pack, prepare
+from course_lib.device import Device
+from course_lib.errors import CourseError
+from course_lib.objectives import Objective
+from course_lib.precision import Precision
+
+
+@dataclass
+class Training:
+    """A model in training. Made by `build`; `state_dict` is what a checkpoint holds."""
+
+    model: Any  # a stock model, or a ModuleDict of two
+    objective: Objective
+    optimizers: list[torch.optim.Optimizer]
+    loader: pack.Loader
+    masking: torch.Generator
+    precision: Precision
+    signature: dict[str, Any]
+    budget: Budget | None = None
+    average: optim.TailAverage | None = None
+    step: int = 0
+    stopping: dict[str, Any] = field(default_factory=dict)  # state of early stopping
+
+    def state_dict(self) -> dict[str, Any]:
+        """A tree for `checkpoint.save`."""
+        assert self.budget
+        return {
+            "signature": self.signature,
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "loader": self.loader.state_dict(),
+            "precision": self.precision.state_dict(),
+            "budget": self.budget.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "stopping": self.stopping,
+            "masking": self.masking.get_state(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where `state_dict` was taken; refuses another model's or tokenizer's checkpoint."""
+        assert self.budget
+        other = [key for key, value in self.signature.items() if state["signature"].get(key) != value]
+        if other:
+            raise CourseError(f"The checkpoint belongs to another {' and '.join(other)}. Start over with --fresh.")
+        self.step, self.stopping = state["step"], state["stopping"]
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.loader.load_state_dict(state["loader"])
+        self.precision.load_state_dict(state["precision"])
+        self.budget.load_state_dict(state["budget"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        self.masking.set_state(state["masking"])
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"]:
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+
+
+def build(settings: Config, data: prepare.Prepared, where: Device) -> Training:
+    """Model, optimizers and loader at step 0, in the order that the seed fixes. The budget comes with the plan."""
+    torch.manual_seed(settings.seed)
+    recipe, ids = recipes.get(settings.objective), recipes.token_ids(data.tokenizer)
+    shape = replace(models.size(settings.size), context=settings.context)
+    model = recipes.new_model(settings, shape, ids).to(where.torch)
+    if settings.activation_checkpointing:
+        for part in model.modules():
+            if hasattr(part, "gradient_checkpointing_enable"):
+                part.gradient_checkpointing_enable()
+    tail = settings.tail_average
+    return Training(
+        model=model,
+        objective=recipe.objective,
+        optimizers=optimizers(model, settings),
+        loader=pack.Loader(data.train, settings.context, step_rows(settings), settings.seed),
+        masking=torch.Generator().manual_seed(settings.seed),
+        precision=Precision.for_device(where),
+        average=optim.TailAverage(model, 1 - tail) if tail else None,
+        signature={
+            "tokenizer": _sha256(data.folder / "tokenizer.json"),
+            "architecture": [settings.objective, settings.architecture, settings.size, settings.context],
+            "number of weights": models.count_parameters(model),
+        },
+    )
+
+
+def optimizers(model: nn.Module, settings: Config) -> list[torch.optim.Optimizer]:
+    """The optimizers that the settings ask for."""
+    return optim.build(model, settings.optimizer, settings.matrix_lr, settings.lr, settings.weight_decay)
+
+
+def step_rows(settings: Config) -> int:
+    """Rows in a step of all processes together."""
+    rows, world = max(1, settings.step_tokens // settings.context), distributed.world_size()
+    if rows % world:
+        raise CourseError(f"A step has {rows} rows, which {world} processes cannot share. Change --step-tokens.")
+    return rows
+
+
+def steps(training: Training, settings: Config, tokenizer: Any, micro_rows: int) -> Steps:
+    """The micro-batches of this process."""
+    recipe, budget = recipes.get(settings.objective), training.budget
+    assert budget
+    transform = recipes.transform(settings, recipe, tokenizer, training.masking)
+    rank, world = distributed.rank(), distributed.world_size()
+    device = next(training.model.parameters()).device
+    shared = lambda: distributed.from_rank_0(budget.progress, device)  # noqa: E731
+    return Steps(training.loader, transform, shared, micro_rows, rank, world)
+
+
+def score(training: Training, settings: Config, data: prepare.Prepared) -> dict[str, float]:
+    """Held-out losses of every term at a fixed mask rate, and bits per byte if the model is causal."""
+    recipe, tokenizer = recipes.get(settings.objective), data.tokenizer
+    fixed = recipes.evaluation_transform(recipe, tokenizer)
+    losses = evaluate.losses(training.model, recipe.objective, fixed, data.valid, settings.context, training.precision)
+    found = {f"{term}_loss": round(loss, 4) for term, loss in losses.items()}
+    if recipe.causal:
+        bits = evaluate.bits_per_byte(
+            training.model, data.valid, settings.context, training.precision, tokenizer.bos_token_id
+        )
+        found["bits_per_byte"] = round(bits, 4)
+    return found
+
+
+def compile_body(model: Any, backend: str = "inductor") -> None:
+    """Compile the part that costs the time; whatever cannot be compiled runs as it is (and is reported by torch)."""
+    torch._dynamo.config.suppress_errors = True
+    parts: Any = model.values() if isinstance(model, nn.ModuleDict) else [model]
+    for part in parts:
+        part.base_model.compile(backend=backend)
+
+
+def improved(training: Training, metric: str, value: float, patience: int) -> bool:
+    """Note an evaluation of `metric` (lower is better). False when it has not improved for `patience` evaluations."""
+    best = training.stopping.get("best", float("inf"))
+    since = 0 if value < best else training.stopping.get("since", 0) + 1
+    training.stopping = {"metric": metric, "best": min(best, value), "since": since}
+    return since < patience or patience == 0
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -81,9 +81,10 @@ def build(settings: Config, data: prepare.Prepared, where: Device) -> Training:
     shape = replace(models.size(settings.size), context=settings.context)
     model = recipes.new_model(settings, shape, ids).to(where.torch)
     if settings.activation_checkpointing:
-        for part in model.modules():
-            if hasattr(part, "gradient_checkpointing_enable"):
-                part.gradient_checkpointing_enable()
+        for part in model.values() if isinstance(model, nn.ModuleDict) else [model]:
+            # transformers 5 is renaming it
+            enable = getattr(part, "activation_checkpointing_enable", None) or part.gradient_checkpointing_enable
+            enable()
     tail = settings.tail_average
     return Training(
         model=model,

@@ -1,0 +1,104 @@
+"""Options of a run: evaluation, early stopping, loggers, compiling, recomputed activations, tail averages."""
+
+import copy
+import json
+
+import pytest
+import torch
+
+from course_lib import loggers, training
+from course_lib.errors import CourseError
+from course_lib.pretrain import pretrain
+from course_lib.record import Run
+from tests.test_pretrain import config, same, weights
+
+
+@pytest.mark.parametrize("objective", ["mlm", "hybrid", "mlm+nsp", "rtd"])
+def test_every_objective_trains_stores_and_scores(corpus_file, tmp_path, objective):
+    run = pretrain(config(corpus_file, objective=objective, tokens=20_000), runs=tmp_path, log=lambda m: None)
+    rows = list(run.metrics())
+    scores = run.info["result"]["scores"]
+    assert ("bits_per_byte" in scores) == (objective == "hybrid")
+    assert all(value > 0 for value in scores.values())
+    terms = [name for name in rows[0]["losses"] if name == "mlm"]
+    for term in terms:
+        seen = [row["losses"][term] for row in rows if row["losses"][term]]
+        assert sum(seen[-10:]) < sum(seen[:10])
+    assert (run.folder / "model" / "model.safetensors").exists()
+
+
+def test_evaluations_are_recorded_outside_the_budget_and_can_end_the_run(corpus_file, tmp_path):
+    run = pretrain(config(corpus_file, evaluate_every=0.25), runs=tmp_path, log=lambda m: None)
+    rows = list(run.metrics())
+    evaluated = [row["valid"]["bits_per_byte"] for row in rows if "valid" in row]
+    assert len(evaluated) == 4
+    assert run.info["timings"]["evaluate"] > 0
+    worse = config(corpus_file, evaluate_every=0.05, patience=1, lr=3.0, matrix_lr=3.0, schedule="constant")
+    stopped = pretrain(worse, runs=tmp_path, log=lambda m: None)
+    assert stopped.info["result"]["tokens"] < 6_400
+    with pytest.raises(CourseError, match="no metric 'accuracy', only clm_loss, bits_per_byte"):
+        pretrain(config(corpus_file, evaluate_every=0.5, metric="accuracy"), runs=tmp_path, log=lambda m: None)
+
+
+def test_patience_counts_evaluations_without_improvement():
+    state = training.Training.__new__(training.Training)
+    state.stopping = {}
+    said = [training.improved(state, "loss", value, patience=2) for value in (3.0, 2.0, 2.5, 2.1, 1.0)]
+    assert said == [True, True, True, False, True]
+    assert state.stopping == {"metric": "loss", "best": 1.0, "since": 0}
+
+
+def test_loggers_write_what_metrics_hold(corpus_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = pretrain(config(corpus_file, log="tensorboard,wandb", tokens=640), runs=tmp_path, log=lambda m: None)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run.folder / "tensorboard"))
+    events.Reload()
+    logged = [event.value for event in events.Scalars("losses/clm")]
+    assert logged == pytest.approx([row["losses"]["clm"] for row in run.metrics()], rel=1e-6)
+    assert list((run.folder / "wandb").glob("offline-run-*/*.wandb"))
+    with pytest.raises(CourseError, match="Did you mean tensorboard"):
+        loggers.check("tensorbord")
+
+
+def test_compiling_and_recomputing_change_no_weight(corpus_file, tmp_path, monkeypatch):
+    plain = pretrain(config(corpus_file, tokens=1_280), runs=tmp_path, log=lambda m: None)
+    recomputed = config(corpus_file, tokens=1_280, activation_checkpointing=True)
+    again = pretrain(recomputed, runs=tmp_path, log=lambda m: None)
+    assert same(weights(plain.folder), weights(again.folder))
+    original = training.compile_body
+    monkeypatch.setattr(training, "compile_body", lambda model: original(model, backend="eager"))
+    compiled = pretrain(config(corpus_file, tokens=1_280, compile="on"), runs=tmp_path, log=lambda m: None)
+    ours, theirs = weights(plain.folder), weights(compiled.folder)
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
+
+
+def test_the_tail_average_is_what_gets_stored(corpus_file, tmp_path):
+    plain = pretrain(config(corpus_file), runs=tmp_path, log=lambda m: None)
+    averaged = pretrain(config(corpus_file, tail_average=0.5), runs=tmp_path, log=lambda m: None)
+    assert not same(weights(plain.folder), weights(averaged.folder))
+    for a, b in zip(plain.metrics(), averaged.metrics(), strict=True):
+        assert a["losses"] == b["losses"], "averaging must not touch the training itself"
+
+
+def test_a_checkpoint_of_another_model_is_refused(tiny_model):
+    class Nothing:
+        def __getattr__(self, name):
+            raise AssertionError("must be refused before anything is touched")
+
+    state = training.Training.__new__(training.Training)
+    state.signature = {"tokenizer": "a", "architecture": ["clm"], "number of weights": 3}
+    state.budget = Nothing()
+    saved = {"signature": copy.deepcopy(state.signature) | {"tokenizer": "b", "number of weights": 4}}
+    with pytest.raises(CourseError, match="another tokenizer and number of weights. Start over with --fresh"):
+        state.load_state_dict(saved)
+
+
+def test_result_says_what_it_took(corpus_file, tmp_path):
+    run = pretrain(config(corpus_file, tokens=1_280), runs=tmp_path, log=lambda m: None)
+    info = json.loads((Run.open(run.folder).folder / "run.json").read_text())
+    assert info["result"]["mfu"] is None  # nobody knows a CPU's peak
+    assert info["result"]["flops_per_second"] > 1e6
+    assert set(info["plan"]["memory"]) == {"weights", "gradients", "optimizer"}
+    assert info["peak_memory"] > 1e8

@@ -61,7 +61,9 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     _training_options(command("cram", _cram, "Corpus to trained model, score and samples, within a budget."))
-    _training_options(command("pretrain", _pretrain, "Train a decoder within a budget; no samples, no report."))
+    _training_options(
+        command("pretrain", _pretrain, "Train a model within a budget: decoder, encoder or both; no samples.")
+    )
     _sample_options(command("sample", _sample, "Let a trained model continue a prompt."))
     data = command("data", _data, "The registered datasets; `report` says what is wrong with a corpus.")
     data.add_argument("action", choices=["list", "show", "fetch", "card", "report"], help="`card` is the book's page")
@@ -75,11 +77,13 @@ def _training_options(command: argparse.ArgumentParser) -> None:
     from course_lib.config import Config
 
     for field in dataclasses.fields(Config):
+        name, about = f"--{field.name.replace('_', '-')}", field.metadata["help"]
+        if isinstance(field.default, bool):
+            command.add_argument(name, action="store_true", help=about)
+            continue
         shown = f" (default: {field.default})" if field.default else ""
         kind: type = type(field.default)
-        command.add_argument(
-            f"--{field.name.replace('_', '-')}", type=kind, default=field.default, help=field.metadata["help"] + shown
-        )
+        command.add_argument(name, type=kind, default=field.default, help=about + shown)
     command.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are stored (default: %(default)s)")
     command.add_argument("--run-id", help="name of the run (default: made from corpus and budget)")
     command.add_argument("--checkpoint-every", default="2m", help="how often to save (default: %(default)s)")

@@ -4,10 +4,11 @@ import textwrap
 import time
 from typing import Any
 
-from course_lib import assets, device, evaluate, sample
+from course_lib import assets, device, evaluate, recipes, sample
 from course_lib.budget import format_duration, parse_duration
 from course_lib.config import Config
 from course_lib.data.prepare import Prepared
+from course_lib.errors import CourseError
 from course_lib.pretrain import OVERHEAD, Log, pretrain
 from course_lib.record import Run
 
@@ -16,6 +17,8 @@ PROMPTS, PROMPT_TOKENS, SAMPLE_TOKENS = 3, 8, 60
 
 def cram(config: Config, log: Log = print, **how: Any) -> Run:
     """Pretrain, score, sample, report; `how` as for `pretrain`. Everything it prints is in run.json afterwards."""
+    if not recipes.get(config.objective).causal:
+        raise CourseError(f"cram trains a model that can write; for the objective '{config.objective}' use pretrain.")
     run = pretrain(config, log=log, **how)
     pretrained = time.monotonic()
     data = Prepared.open(assets.cache_dir() / "prepared" / run.info["data"]["prepared"])

@@ -23,7 +23,7 @@ from course_lib import (
 from course_lib.budget import Budget, Clock, ReplayClock, WallClock, WorkClock, format_duration, parse_duration
 from course_lib.config import Config
 from course_lib.data import corpora, prepare
-from course_lib.errors import CourseError
+from course_lib.errors import CourseError, unknown
 from course_lib.loop import Step, train
 from course_lib.objectives import Objective
 from course_lib.record import Run, Timer, now
@@ -33,6 +33,7 @@ from course_lib.training import Training
 BYTES_PER_SECOND = 300_000  # of the budget: keeps tokenizing (3 MB/s or more) below a tenth of it
 OVERHEAD = 0.15  # what a whole command may take beyond its budget, downloads apart
 LOG_EVERY = 20  # steps between writes to metrics.jsonl
+COMPILE = ("auto", "on", "off")
 COMPILE_FROM = 300  # seconds of budget; compiling takes a minute
 
 Log = Callable[[str], None]
@@ -146,6 +147,8 @@ def _resolve(config: Config, where: device.Device) -> Config:
     optim.check(config.optimizer)
     schedule.build(config.schedule, config.warmup, config.cooldown)
     loggers.check(config.log)
+    if config.compile not in COMPILE:
+        raise unknown("compile setting", config.compile, COMPILE)
     recipe = recipes.get(config.objective)
     architecture = models.check(config.architecture or recipe.architecture)
     seconds = parse_duration(config.budget)

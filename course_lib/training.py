@@ -81,7 +81,7 @@ def build(settings: Config, data: prepare.Prepared, where: Device) -> Training:
     shape = replace(models.size(settings.size), context=settings.context)
     model = recipes.new_model(settings, shape, ids).to(where.torch)
     if settings.activation_checkpointing:
-        for part in model.values() if isinstance(model, nn.ModuleDict) else [model]:
+        for part in _parts(model):
             # transformers 5 is renaming it
             enable = getattr(part, "activation_checkpointing_enable", None) or part.gradient_checkpointing_enable
             enable()
@@ -122,7 +122,7 @@ def steps(training: Training, settings: Config, tokenizer: Any, micro_rows: int)
     transform = recipes.transform(settings, recipe, tokenizer, training.masking)
     rank, world = distributed.rank(), distributed.world_size()
     device = next(training.model.parameters()).device
-    shared = lambda: distributed.from_rank_0(budget.progress, device)  # noqa: E731
+    shared = lambda: distributed.from_rank_0(budget.progress, device)
     return Steps(training.loader, transform, shared, micro_rows, rank, world)
 
 
@@ -143,9 +143,13 @@ def score(training: Training, settings: Config, data: prepare.Prepared) -> dict[
 def compile_body(model: Any, backend: str = "inductor") -> None:
     """Compile the part that costs the time; whatever cannot be compiled runs as it is (and is reported by torch)."""
     torch._dynamo.config.suppress_errors = True
-    parts: Any = model.values() if isinstance(model, nn.ModuleDict) else [model]
-    for part in parts:
+    for part in _parts(model):
         part.base_model.compile(backend=backend)
+
+
+def _parts(model: Any) -> list[Any]:
+    """The stock models that are trained: one, or a pair."""
+    return list(model.values()) if isinstance(model, nn.ModuleDict) else [model]
 
 
 def improved(training: Training, metric: str, value: float, patience: int) -> bool:

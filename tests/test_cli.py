@@ -28,6 +28,16 @@ def run(*arguments):
             ["pretrain", "--corpus", "docs", "--optimizer", "mion"],
             "error: There is no optimizer called 'mion'. Did you mean muon?",
         ),
+        (
+            ["cram", "--objective", "mlm"],
+            "error: cram trains a model that can write; for the objective 'mlm' use pretrain.",
+        ),
+        (["pretrain", "--corpus", "docs", "--compile", "maybe"], "error: There is no compile setting called 'maybe'."),
+        (
+            ["pretrain", "--corpus", "docs", "--schedule", "cosin"],
+            "error: There is no schedule called 'cosin'. Did you mean cosine",
+        ),
+        (["pretrain", "--corpus", "docs", "--objective", "mlmm"], "error: There is no objective called 'mlmm'."),
         (["sample", "--run", "runs/none"], "error: There is no model in runs/none."),
         (["data", "show", "imdb"], "error: There is no dataset called 'imdb'."),
         (["data", "fetch"], "error: Which dataset?"),
@@ -58,6 +68,18 @@ def test_every_command_explains_itself(command, capsys):
     undescribed = [line for line in lines if line.startswith("  --") and len(line.split()) < 3]
     following = [lines[lines.index(line) + 1] for line in undescribed]
     assert all(line.startswith("      ") for line in following)
+
+
+def test_every_option_of_a_config_reaches_it():
+    import dataclasses
+
+    from course_lib.config import Config
+
+    options = cli.parser().parse_args(
+        ["cram", "--activation-checkpointing", "--tokens", "5", "--lr", "0.5", "--corpus", "x"]
+    )
+    got = Config(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Config)})
+    assert got == Config(corpus="x", tokens=5, lr=0.5, activation_checkpointing=True)
 
 
 def test_data_list_and_show(capsys):

@@ -38,7 +38,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "run.json"
     record = json.loads(path.read_text()) if path.exists() else {"id": options.out.name}
-    record |= {"command": ["python", *sys.argv], "finished": now(), **provenance(), **result}
+    record.setdefault("commands", {})[next(iter(result))] = ["python", *sys.argv]
+    record |= {"finished": now(), **provenance(), **result}
     path.write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 
@@ -126,8 +127,11 @@ def encode_all(made: Any, texts: list[str]) -> None:
     """Ours: batches of 500 documents through the Rust encoder."""
     from course_lib import tokenizer
 
+    # The encoder's threads are switched off once a process has forked, as `datasets.map` does with several processes.
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
     for start in range(0, len(texts), 500):
         tokenizer.encode(made, texts[start : start + 500])
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def load(path: Path) -> None:

@@ -1,0 +1,53 @@
+"""What the README claims stands in the records, and its commands exist."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from course_lib import cli
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RECORDS = sorted((ROOT / "runs").glob("*/run.json"))
+
+
+def test_the_output_shown_is_the_record():
+    record = json.loads((ROOT / "runs" / "cram-5m-readme" / "run.json").read_text(encoding="utf-8"))
+    result, plan = record["result"], record["plan"]
+    assert f"{result['scores']['bits_per_byte']:.3f} bits per byte" in README
+    assert f"{plan['tokens_per_second']:,}" in README
+    assert f"{result['tokens_per_second']:,}" in README
+    assert f"{record['data']['train']:,} to train on" in README
+
+
+def test_the_default_reaches_its_target_on_three_seeds():
+    """At most 1.90 bits per byte after five minutes on two cores; the whole command within 1.15 times its budget."""
+    runs = [json.loads((ROOT / "runs" / f"cram-5m-seed{s}" / "run.json").read_text(encoding="utf-8")) for s in range(3)]
+    assert all(run["result"]["bits_per_byte"] <= 1.90 for run in runs)
+    assert all(run["seconds"] <= 1.15 * 300 for run in runs)
+    assert len({run["config"]["seed"] for run in runs}) == 3
+
+
+def test_every_command_shown_is_understood(monkeypatch):
+    shown = re.findall(r"python -m course_lib ((?:cram|pretrain|sample|data|doctor)[^`\n]*)", README)
+    assert len(shown) >= 6
+    for line in shown:
+        arguments = [a.strip("'\"") for a in line.split("#")[0].split() if a not in ("…", "-")]
+        if "ID" not in line and "CORPUS" not in line:
+            cli.parser().parse_args(arguments)
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda p: p.parent.name)
+def test_records_are_complete_small_and_name_no_machine_path(path: Path):
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert record["id"] == path.parent.name
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r'"/(tmp|work|root|home|Users)', text)
+
+
+def test_all_records_together_are_small():
+    files = [p for p in (ROOT / "runs").rglob("*") if p.is_file() and not p.name.startswith(".")]
+    committed = [p for p in files if (p.parent / "run.json") in RECORDS or p.name == "README.md"]
+    assert sum(p.stat().st_size for p in committed) < 100e6

@@ -1,0 +1,171 @@
+"""Measure the engine: our loop against a bare one and HF `Trainer`, and the sparse against the dense masked head.
+
+    python tools/bench_engine.py --out runs/bench-engine
+
+All contestants train the same model on the same random tokens with fused AdamW; they take turns in every repeat.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from course_lib import models, progress
+from course_lib.batches import Mask
+from course_lib.budget import Budget, WorkClock
+from course_lib.loop import train
+from course_lib.objectives import CausalLM, MaskedLM
+from course_lib.precision import Precision
+from course_lib.record import now, provenance
+
+REPEATS, STEPS, ROWS = 5, 40, 16
+
+
+def main() -> None:
+    """Measure, write the record, print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    progress.hush_transformers()
+    result = {"loop": loops(), "masked_head": heads()}
+    options.out.mkdir(parents=True, exist_ok=True)
+    record = {"id": options.out.name, "command": ["python", *sys.argv], "finished": now(), **provenance(), **result}
+    (options.out / "run.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=2))
+
+
+def take_turns(contestants: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
+    """Seconds of every contestant in every repeat, after one unmeasured round."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for repeat in range(REPEATS + 1):
+        for name, run in contestants.items():
+            took = run()
+            if repeat:
+                seconds[name].append(round(took, 4))
+    return seconds
+
+
+def ratio(above: list[float], below: list[float]) -> dict[str, float]:
+    """Median, least and most of the ratio within a repeat."""
+    values = [round(a / b, 4) for a, b in zip(above, below, strict=True)]
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def fresh(architecture: str, vocab: int) -> Any:
+    """The 5-minute default's shape, new weights."""
+    torch.manual_seed(0)
+    shape = models.SIZES["nano"]
+    return models.build(architecture, shape, models.Tokens(vocab, 0, 1, 2))
+
+
+def adamw(model: Any) -> torch.optim.Optimizer:
+    """What every contestant uses."""
+    return torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
+
+
+def loops() -> dict[str, Any]:
+    """Seconds of STEPS steps by our loop, by a bare one, and by HF Trainer."""
+    context = models.SIZES["nano"].context
+    rows = torch.randint(4, 2048, (STEPS, ROWS, context + 1), generator=torch.Generator().manual_seed(0))
+    batches = [{"input_ids": r[:, :-1], "labels": r[:, 1:]} for r in rows]
+    seconds = take_turns(
+        {"ours": lambda: ours(batches), "bare": lambda: bare(batches), "trainer": lambda: trainer(rows)}
+    )
+    return {
+        "seconds": seconds,
+        "ours_over_bare": ratio(seconds["ours"], seconds["bare"]),
+        "trainer_over_ours": ratio(seconds["trainer"], seconds["ours"]),
+    }
+
+
+def ours(batches: list[dict[str, torch.Tensor]]) -> float:
+    """`course_lib.loop.train`."""
+    model = fresh("qwen3", 2048)
+    optimizer = adamw(model)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    budget, policy = Budget(WorkClock(10**9)), Precision("cpu", torch.float32)
+    started = time.perf_counter()
+    for _ in train(model, [[b] for b in batches], CausalLM(), [optimizer], lambda _: 1.0, policy, budget):
+        pass
+    return time.perf_counter() - started
+
+
+def bare(batches: list[dict[str, torch.Tensor]]) -> float:
+    """The shortest correct loop: forward, loss, backward, clip, step."""
+    model = fresh("qwen3", 2048)
+    optimizer = adamw(model)
+    model.train()
+    started = time.perf_counter()
+    for batch in batches:
+        logits = model(input_ids=batch["input_ids"], use_cache=False).logits
+        loss = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss.item()
+    return time.perf_counter() - started
+
+
+def trainer(rows: torch.Tensor) -> float:
+    """HF Trainer with everything off that it does not need."""
+    import datasets
+    from transformers import Trainer, TrainingArguments
+
+    model = fresh("qwen3", 2048)
+    flat = rows[..., :-1].flatten(0, 1)
+    table = datasets.Dataset.from_dict({"input_ids": flat.tolist(), "labels": flat.tolist()}).with_format("torch")
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            folder, max_steps=STEPS, per_device_train_batch_size=ROWS, learning_rate=1e-3, weight_decay=0.0,
+            optim="adamw_torch_fused", report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
+            use_cpu=True, lr_scheduler_type="constant",
+        )  # fmt: skip
+        runner = Trainer(model, arguments, train_dataset=table)
+        started = time.perf_counter()
+        runner.train()
+        return time.perf_counter() - started
+
+
+def heads() -> dict[str, Any]:
+    """Forward and backward of a masked step at vocabulary 8,192: head on 15 % of the tokens, or on all of them."""
+    vocab, context = 8192, models.SIZES["nano"].context
+    model = fresh("modernbert", vocab)
+    mask = Mask(3, vocab, 4, torch.Generator().manual_seed(0), lambda _: 0.15)
+    batch = mask(torch.randint(4, vocab, (ROWS, context + 1), generator=torch.Generator().manual_seed(1)), 0.0)
+    labels = torch.full_like(batch["input_ids"], -100).scatter(1, batch["positions"], batch["labels"])
+
+    def sparse() -> torch.Tensor:
+        return MaskedLM()(model, batch)["mlm"] / batch["labels"].numel()
+
+    def dense() -> torch.Tensor:
+        logits = model(input_ids=batch["input_ids"]).logits
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+
+    def timed(loss: Callable[[], torch.Tensor]) -> float:
+        started = time.perf_counter()
+        for _ in range(STEPS // 2):
+            loss().backward()
+            model.zero_grad(set_to_none=True)
+        return time.perf_counter() - started
+
+    difference = abs(sparse().item() - dense().item())
+    seconds = take_turns({"sparse": lambda: timed(sparse), "dense": lambda: timed(dense)})
+    return {
+        "seconds": seconds,
+        "dense_over_sparse": ratio(seconds["dense"], seconds["sparse"]),
+        "loss_difference": difference,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -34,6 +34,16 @@ def cram(config: Config, log: Log = print, **how: Any) -> Run:
     return run
 
 
+MANY_EPOCHS = 6  # beyond about this, repeating a text teaches little (Muennighoff et al. 2023: four are nearly free)
+
+
+def _advice(epochs: float) -> list[str]:
+    """What to change next time, if anything is plain."""
+    if epochs <= MANY_EPOCHS:
+        return []
+    return [f"The text was read {epochs:.0f} times: more text, or a shorter budget, would serve as well."]
+
+
 def report(run: Run) -> str:
     """The closing lines for a terminal."""
     info, result, plan = run.info, run.info["result"], run.info["plan"]
@@ -52,6 +62,7 @@ def report(run: Run) -> str:
     lines += [
         f"{result['scores']['bits_per_byte']:.3f} bits per byte on held-out text (the file compressor xz -9 needs "
         f"{result['xz_bits_per_byte']:.2f}).",
+        *_advice(result["epochs"]),
         f"Model, tokenizer and record: {run.folder}",
         f'Write more:  python -m course_lib sample --run {run.folder} --prompt "…"',
     ]

@@ -64,6 +64,7 @@ def test_a_run_learns_and_leaves_a_complete_record(corpus_file, tmp_path):
     assert {"fetch", "prepare", "plan", "train", "evaluate"} <= set(info["timings"])
     assert info["data"]["corpus"] == "grammar"
     assert len(info["samples"]) == 3
+    assert any("The text was read" in s for s in said) == (info["result"]["epochs"] > 6)
     assert not (run.folder / "checkpoints").exists()
     text = "\n".join(said)
     for part in ("planned", "actual", "tokens/s", "bits per byte", info["samples"][0]["prompt"][:10]):

@@ -63,11 +63,13 @@ def losses(
     rows = torch.stack([packed.row(i, context) for i in range(packed.rows(context))])
     sums: Counter[str] = Counter()
     targets: Counter[str] = Counter()
-    for batch in split(transform(rows, 1.0), batch_rows):
-        targets.update(objective.counts(batch))
-        with precision.autocast():
-            found = objective(model, {key: value.to(device) for key, value in batch.items()})
-        sums.update({term: float(loss) for term, loss in found.items()})
+    with torch.random.fork_rng():  # an objective that samples (rtd) does so from a fixed seed, and training's is kept
+        torch.manual_seed(0)
+        for batch in split(transform(rows, 1.0), batch_rows):
+            targets.update(objective.counts(batch))
+            with precision.autocast():
+                found = objective(model, {key: value.to(device) for key, value in batch.items()})
+            sums.update({term: float(loss) for term, loss in found.items()})
     return {term: sums[term] / count for term, count in targets.items() if count}
 
 

@@ -102,3 +102,28 @@ def test_result_says_what_it_took(corpus_file, tmp_path):
     assert info["result"]["flops_per_second"] > 1e6
     assert set(info["plan"]["memory"]) == {"weights", "gradients", "optimizer"}
     assert info["peak_memory"] > 1e8
+
+
+@pytest.mark.parametrize("objective", ["clm", "mlm", "rtd", "mlm+nsp"])
+def test_scores_do_not_depend_on_the_batch_size_or_disturb_the_rng(corpus_file, objective):
+    from course_lib import evaluate, models, recipes
+    from course_lib.config import Config
+    from course_lib.data import corpora, prepare
+    from course_lib.precision import Precision
+
+    data = prepare.prepare(corpora.load(str(corpus_file)), 300, 32, 10**8, lambda m: None)
+    recipe, ids = recipes.get(objective), recipes.token_ids(data.tokenizer)
+    settings = Config(objective=objective, architecture=recipe.architecture)
+    model = recipes.new_model(settings, models.Size(32, 1, 2, 300, 32), ids)
+    before = torch.get_rng_state()
+    found = [
+        evaluate.losses(
+            model, recipe.objective, recipes.evaluation_transform(recipe, data.tokenizer), data.valid, 32,
+            Precision("cpu", torch.float32), batch_rows,
+        )
+        for batch_rows in (7, 64)
+    ]  # fmt: skip
+    assert torch.equal(torch.get_rng_state(), before)
+    for term in found[0]:
+        if term != "rtd":  # its samples are drawn batch by batch
+            assert found[0][term] == pytest.approx(found[1][term], rel=1e-5)

@@ -20,7 +20,7 @@ from course_lib.precision import Precision
 
 OptimizersFor = Callable[[nn.Module], Sequence[torch.optim.Optimizer]]
 PROBE_STEPS = 6
-SLACK = 2.0  # a model of twice the rule's size still wins at five minutes on two cores (book/lab-log.md)
+SLACK = 2.0  # a choice, not yet ablated: two cores get nano for five minutes and micro for two hours
 
 
 def choose_size(device: Device, seconds: float) -> str:

@@ -194,8 +194,11 @@ def _plan(state: Training, settings: Config, data: prepare.Prepared, started: fl
     """Probe the model on a step of its own batches, and say what the budget will buy."""
     rows = next(iter(state.loader))
     state.loader.position.row = 0  # the probe does not count
-    recipe, mask_free = recipes.get(settings.objective), recipes.evaluation_transform
-    batch = mask_free(recipe, data.tokenizer)(rows[distributed.rank() :: distributed.world_size()], 0.0)
+    recipe = recipes.get(settings.objective)
+    transform = recipes.evaluation_transform(recipe, data.tokenizer)
+    batch = transform(rows[distributed.rank() :: distributed.world_size()], 0.0)
+    # A masked objective applies the head to the hidden tokens only.
+    head_share = 1.0 if recipe.causal else (settings.mask_start + settings.mask_end) / 2
     micro_rows, rate = plan.probe(
         state.model, state.objective, lambda m: training.optimizers(m, settings), batch, state.precision
     )
@@ -206,7 +209,7 @@ def _plan(state: Training, settings: Config, data: prepare.Prepared, started: fl
             "size": settings.size,
             "parameters": models.count_parameters(state.model),
             "memory": models.training_bytes(state.model, state.optimizers),
-            "flops_per_token": models.flops_per_token(recipes.to_keep(state.model), settings.context),
+            "flops_per_token": models.flops_per_token(recipes.to_keep(state.model), settings.context, head_share),
             "micro_rows": micro_rows,
             "tokens_per_second": round(rate),
             "seconds": round(seconds, 3),
@@ -268,7 +271,9 @@ def _evaluate_if_due(
 ) -> bool:
     """Evaluate when another share of the budget is used up; False when it is time to stop early."""
     assert state.budget
-    every, now_at = settings.evaluate_every, state.budget.progress
+    # Rank 0's clock: if the processes disagreed here, one would stop early and the others wait for it.
+    every = settings.evaluate_every
+    now_at = distributed.from_rank_0(state.budget.progress, next(state.model.parameters()).device)
     if not every or int(now_at / every) == int(row["progress"] / every):
         return True
     with timer("evaluate"), state.budget.paused():

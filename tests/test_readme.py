@@ -20,6 +20,10 @@ def test_the_output_shown_is_the_record():
     assert f"{plan['tokens_per_second']:,}" in README
     assert f"{result['tokens_per_second']:,}" in README
     assert f"{record['data']['train']:,} to train on" in README
+    minutes, seconds = divmod(int(record["whole_make_cram_seconds"]), 60)
+    outside = record["whole_make_cram_seconds"] - record["seconds"]
+    assert f"{minutes} minutes {seconds} seconds in all, of which {outside:.0f}" in " ".join(README.split())
+    assert f"read {result['tokens'] / 1e6:.1f} million tokens" in README
 
 
 def test_the_default_reaches_its_target_on_three_seeds():
@@ -28,6 +32,8 @@ def test_the_default_reaches_its_target_on_three_seeds():
     assert all(run["result"]["bits_per_byte"] <= 1.90 for run in runs)
     assert all(run["seconds"] <= 1.15 * 300 for run in runs)
     assert len({run["config"]["seed"] for run in runs}) == 3
+    shown = [f"{run['result']['bits_per_byte']:.3f}" for run in runs]
+    assert f"{shown[0]}, {shown[1]} and {shown[2]} bits per byte" in README
 
 
 def test_every_command_shown_is_understood(monkeypatch):

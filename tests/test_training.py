@@ -5,8 +5,9 @@ import json
 
 import pytest
 import torch
+from transformers import AutoModel
 
-from course_lib import loggers, training
+from course_lib import loggers, models, training
 from course_lib.errors import CourseError
 from course_lib.pretrain import pretrain
 from course_lib.record import Run
@@ -25,6 +26,11 @@ def test_every_objective_trains_stores_and_scores(corpus_file, tmp_path, objecti
         seen = [row["losses"][term] for row in rows if row["losses"][term]]
         assert sum(seen[-10:]) < sum(seen[:10])
     assert (run.folder / "model" / "model.safetensors").exists()
+    dense = 6 * 300 * 64  # FLOP per token of the head, if it were applied everywhere
+    kept, flops = AutoModel.from_pretrained(run.folder / "model"), run.info["plan"]["flops_per_token"]
+    inner = 6 * sum(p.numel() for n, p in kept.named_parameters() if p.ndim == 2 and not models.is_outer(n))
+    if objective == "mlm":
+        assert flops == pytest.approx(inner + 0.225 * dense + 12 * 2 * 64 * 32, rel=0.1)
 
 
 def test_evaluations_are_recorded_outside_the_budget_and_can_end_the_run(corpus_file, tmp_path):

@@ -3,6 +3,7 @@
 With one process every function here does nothing. The engines are torch's: DistributedDataParallel, or FSDP2.
 """
 
+import contextlib
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -56,6 +57,15 @@ def from_rank_0(value: float, device: torch.device) -> float:
     return shared.item()
 
 
+def least(value: int, device: torch.device) -> int:
+    """The smallest value of all processes."""
+    if world_size() == 1:
+        return value
+    shared = torch.tensor(value, device=device)
+    dist.all_reduce(shared, op=dist.ReduceOp.MIN)
+    return int(shared)
+
+
 def barrier() -> None:
     """Wait for all processes."""
     if dist.is_initialized():
@@ -100,3 +110,10 @@ class Parallel:
     def __call__(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """The objective's losses, through the engine."""
         return self.engine(batch)
+
+
+def syncs(objective: Objective, last: bool) -> contextlib.AbstractContextManager[Any]:
+    """The context of a micro-batch's forward and backward: processes exchange gradients in a step's last one only."""
+    if last or not isinstance(objective, Parallel):
+        return contextlib.nullcontext()
+    return objective.engine.no_sync()

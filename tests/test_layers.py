@@ -21,7 +21,7 @@ LAYERS = [
     ["schedule", "precision", "objectives", "optim", "batches", "recipes"],
     ["distributed", "record", "checkpoint", "loop"],
     ["evaluate", "sample", "plan", "training"],
-    ["pretrain"],
+    ["recorder", "pretrain"],
     ["cram", "doctor"],
     ["cli"],
     ["__main__"],

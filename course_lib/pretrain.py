@@ -24,7 +24,6 @@ from course_lib.config import Config
 from course_lib.data import corpora, prepare
 from course_lib.errors import CourseError, unknown
 from course_lib.loop import train
-from course_lib.objectives import Objective
 from course_lib.record import Run, Timer, now
 from course_lib.recorder import Log, Recorder
 from course_lib.storage import new_folder
@@ -49,12 +48,13 @@ def pretrain(
     started: float | None = None,
     checkpoint_every: str = "2m",
     micro_rows: int = 0,
+    shard: bool = False,
 ) -> Run:
     """Train a model within the budget and store it in `runs/<id>/`; an unfinished run of the same config goes on.
 
     `started` (monotonic seconds): when the command began. `micro_rows`: at most so many rows at once on a device
-    (0: what fits). Under `torchrun` all processes call this and share the run. Raises `Interrupted`, after saving,
-    when Ctrl-C or SIGTERM asked the run to stop.
+    (0: what fits). Under `torchrun` all processes call this and share the run, with `shard` also the weights. Raises
+    `Interrupted`, after saving, when Ctrl-C or SIGTERM asked the run to stop.
     """
     started = time.monotonic() if started is None else started
     progress.hush_transformers()
@@ -69,7 +69,7 @@ def pretrain(
     timer = Timer(fetching.seconds | run.info.get("timings", {}))
     earlier = run.info.get("seconds", 0.0)  # sessions before this one
     try:
-        data, state = _set_up(run, corpus, where, started, timer, log, micro_rows)
+        data, state = _set_up(run, corpus, where, started, timer, log, micro_rows, shard)
         with timer("train"):
             _train(run, state, data, timer, log, parse_duration(checkpoint_every))
         with timer("evaluate"):
@@ -101,7 +101,14 @@ def _shared_run(
 
 
 def _set_up(
-    run: Run, corpus: corpora.Corpus, where: device.Device, started: float, timer: Timer, log: Log, micro_rows: int
+    run: Run,
+    corpus: corpora.Corpus,
+    where: device.Device,
+    started: float,
+    timer: Timer,
+    log: Log,
+    micro_rows: int,
+    shard: bool,
 ) -> tuple[prepare.Prepared, Training]:
     """Data, and a training at its beginning or at its last checkpoint."""
     settings = Config(**run.info["settings"])
@@ -116,6 +123,7 @@ def _set_up(
             run.update(plan=_plan(state, settings, data, started, micro_rows))
         elif micro_rows:
             run.update(plan=run.info["plan"] | {"micro_rows": micro_rows})
+        training.distribute(state, settings, shard)
     state.budget = Budget(_clock(run, settings))
     saved = checkpoint.load(run.folder / "checkpoints", log)
     if saved:
@@ -241,21 +249,21 @@ def _train(run: Run, state: Training, data: prepare.Prepared, timer: Timer, log:
         settings.compile == "auto" and run.info["device"]["kind"] == "cuda" and plan_made["seconds"] >= COMPILE_FROM
     ):
         training.compile_body(state.model)
-    objective: Objective = state.objective
-    if distributed.world_size() > 1:
-        objective = distributed.Parallel(state.model, objective)
     micro_batches = training.steps(state, settings, data.tokenizer, plan_made["micro_rows"])
     shape = schedule.build(settings.schedule, settings.warmup, settings.cooldown)
-    loop = train(state.model, micro_batches, objective, state.optimizers, shape, state.precision, state.budget)
+    loop = train(state.model, micro_batches, state.objective, state.optimizers, shape, state.precision, state.budget)
     with checkpoint.stoppable() as stop, progress.bar(run.folder.name) as shown:
         recorder = Recorder(run, state, timer, shown, log, save_every)
         for step in loop:
             row = recorder.after(step)
             go_on = _evaluate_if_due(row, state, settings, data, timer)
             recorder.write(row)
-            # All processes stop after the same step, whoever was asked.
-            if distributed.total({"stop": float(stop.requested)}, next(state.model.parameters()).device)["stop"]:
+            # All processes save and stop after the same step, whoever was asked.
+            asked = {"stop": float(stop.requested), "save": float(recorder.due())}
+            asked = distributed.total(asked, next(state.model.parameters()).device)
+            if asked["stop"] or asked["save"]:
                 recorder.save()
+            if asked["stop"]:
                 run.update(status="stopped")
                 raise Interrupted(_how_to_continue(run, state))
             if not go_on:
@@ -286,6 +294,8 @@ def _finish(run: Run, state: Training, data: prepare.Prepared, where: device.Dev
     """Score the held-out text, save weights and tokenizer as stock files, and drop the checkpoints."""
     settings = Config(**run.info["settings"])
     scores = training.score(state, settings, data)
+    kept = recipes.to_keep(state.model)
+    weights = distributed.collect(kept.state_dict(keep_vars=True))
     if not run.writes:
         run.update(result={"scores": scores}, status="finished")
         return
@@ -304,7 +314,7 @@ def _finish(run: Run, state: Training, data: prepare.Prepared, where: device.Dev
         "skipped_steps": sum(not row["taken"] for row in rows),
     }
     with new_folder(run.folder / "model") as scratch:
-        recipes.to_keep(state.model).save_pretrained(scratch)
+        kept.save_pretrained(scratch, state_dict=weights)
         data.tokenizer.save_pretrained(scratch)
         (scratch / "README.md").write_text(_card(run, result), encoding="utf-8")
     run.update(result=result, status="finished", finished=now(), peak_memory=where.peak_memory())

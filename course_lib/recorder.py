@@ -49,23 +49,26 @@ class Recorder:
         return {**asdict(step), "step": self.state.step, "seconds": round(took, 4)}
 
     def write(self, row: dict[str, Any]) -> None:
-        """Keep the row, and save if it is time; what this costs is not the next step's."""
+        """Keep the row; what this costs is not the next step's."""
         self.rows.append(row)
         for logger in self.loggers:
             logger(row)
-        if time.monotonic() - self.last_save > self.save_every:
-            self.save()
-        elif len(self.rows) >= LOG_EVERY:
+        if len(self.rows) >= LOG_EVERY:
             self.run.log(self.rows)
             self.rows.clear()
         self.last_step = time.monotonic()
 
+    def due(self) -> bool:
+        """Whether it is time to save; the first process's clock counts."""
+        return self.run.writes and time.monotonic() - self.last_save > self.save_every
+
     def save(self) -> None:
-        """Write the rows, then a checkpoint; the first process only."""
+        """Write the rows, then a checkpoint; the first process only, but all must ask."""
         assert self.state.budget
         with self.timer("checkpoint"), self.state.budget.paused():
             self.run.log(self.rows)
             self.rows.clear()
+            state = self.state.state_dict()
             if self.run.writes:
-                checkpoint.save(self.run.folder / "checkpoints", self.state.step, self.state.state_dict())
-        self.last_save = time.monotonic()
+                checkpoint.save(self.run.folder / "checkpoints", self.state.step, state)
+        self.last_save = self.last_step = time.monotonic()

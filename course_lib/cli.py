@@ -87,6 +87,14 @@ def _training_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are stored (default: %(default)s)")
     command.add_argument("--run-id", help="name of the run (default: made from corpus and budget)")
     command.add_argument("--checkpoint-every", default="2m", help="how often to save (default: %(default)s)")
+    command.add_argument(
+        "--micro-rows", type=int, default=0, help="rows that a device computes at once; 0: as many as fit"
+    )
+    command.add_argument(
+        "--shard",
+        action="store_true",
+        help="under torchrun: processes share out the weights (FSDP2) instead of copying",
+    )
     command.add_argument("--fresh", action="store_true", help="begin anew even if such a run is unfinished")
 
 
@@ -120,7 +128,9 @@ def _run(options: argparse.Namespace, started: float, run: Callable[..., Any]) -
     from course_lib.pretrain import Interrupted
 
     config = Config(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Config)})
-    how = {name: getattr(options, name) for name in ("runs", "run_id", "fresh", "checkpoint_every")}
+    how = {
+        name: getattr(options, name) for name in ("runs", "run_id", "fresh", "checkpoint_every", "micro_rows", "shard")
+    }
     try:
         done = run(config, log=_log(options), started=started, **how)
     except Interrupted as stopped:

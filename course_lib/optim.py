@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from course_lib import models
+from course_lib import distributed, models
 from course_lib.errors import unknown
 
 Groups = list[dict[str, Any]]
@@ -64,11 +64,11 @@ class Muon(torch.optim.Optimizer):
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
             for batch in _stacks([p for p in group["params"] if p.grad is not None]):
-                directions = [self._direction(p, group["momentum"]) for p in batch]
+                directions = [distributed.whole(self._direction(p, group["momentum"])) for p in batch]
                 updates = orthogonalize(torch.stack(directions), group["steps"])  # (batch, rows, columns)
                 for p, update in zip(batch, updates, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(update, alpha=-group["lr"] * max(1.0, p.size(0) / p.size(1)) ** 0.5)
+                    p.add_(distributed.like(update, p), alpha=-group["lr"] * max(1.0, p.size(0) / p.size(1)) ** 0.5)
 
     def _direction(self, p: torch.Tensor, beta: float) -> torch.Tensor:
         """Nesterov: the gradient moved towards its running mean, after that has moved towards the gradient."""
@@ -156,7 +156,8 @@ class TailAverage:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
         self.count = state["count"]
-        self.mean = {name: value.to(next(self.model.parameters()).device) for name, value in state["mean"].items()}
+        ours = dict(self.model.named_parameters())
+        self.mean = {n: distributed.like(value.to(ours[n].device), ours[n]) for n, value in state["mean"].items()}
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

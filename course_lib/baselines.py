@@ -15,9 +15,7 @@ def tfidf(task: Task, strengths: tuple[float, ...] = (1.0, 3.0, 10.0)) -> np.nda
     from sklearn.linear_model import LogisticRegression
 
     spaced = np.mean([" " in text for text in task.train.texts]) > 0.5
-    vectorizer = TfidfVectorizer(
-        ngram_range=(1, 2), sublinear_tf=True, min_df=2, analyzer="word" if spaced else "char"
-    )
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2, analyzer="word" if spaced else "char")
     train = vectorizer.fit_transform(task.train.texts)
     dev, test = vectorizer.transform(task.dev.texts), vectorizer.transform(task.test.texts)
     models = [LogisticRegression(C=c, max_iter=1000).fit(train, task.train.labels) for c in strengths]

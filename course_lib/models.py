@@ -137,7 +137,7 @@ ARCHITECTURES: dict[str, Callable[[Size, Tokens], PreTrainedModel]] = {
 }
 BASELINES = ("gpt2", "bert")  # keep the initialization that everybody uses
 RESIDUAL_OUTPUTS = ("o_proj", "down_proj", "fc2", "Wo")  # the matrices that write into the residual stream
-HEADS = ("lm_head", "decoder", "classifier", "score", "qa_outputs", "seq_relationship", "wte", "wpe")
+HEADS = ("lm_head", "decoder", "classifier", "score", "qa_outputs", "seq_relationship")
 
 
 def check(architecture: str) -> str:
@@ -158,7 +158,12 @@ def build(architecture: str, shape: Size, tokens: Tokens) -> PreTrainedModel:
 def is_outer(name: str) -> bool:
     """Whether a parameter belongs to the embeddings or to an output head, which Muon is not for."""
     owner = name.split(".")[-2] if "." in name else ""
-    return "embed" in name or owner in HEADS
+    return is_embedding(name) or owner in HEADS
+
+
+def is_embedding(name: str) -> bool:
+    """Whether a parameter belongs to the embeddings."""
+    return "embed" in name or any(part in name for part in ("wte.", "wpe."))
 
 
 @torch.no_grad()

@@ -47,7 +47,7 @@ def minimal_pairs(
 def log_likelihoods(
     model: nn.Module, tokenizer: PreTrainedTokenizerFast, sentences: list[str], causal: bool, batch_rows: int = 32
 ) -> torch.Tensor:
-    """log p(sentence) in nats, (sentences,) float64; for an encoder the pseudo-log-likelihood.
+    """The log-likelihood of each sentence in nats, (sentences,) float64; for an encoder the pseudo-log-likelihood.
 
     A causal model gives the sum of log p(token | those before). An encoder hides one token after the other and gives
     the sum of log p(hidden | all others) (Salazar et al. 2020, *Masked language model scoring*).

@@ -20,7 +20,7 @@ LAYERS = [
     ["data.pretrained", "data.corpora", "data.pack", "data.prepare", "data.report", "data.labelled"],
     ["schedule", "objectives", "distributed", "precision", "optim", "batches", "recipes", "examples"],
     ["record", "checkpoint", "loop"],
-    ["metrics", "evaluate", "pairs", "baselines", "sample", "plan", "training"],
+    ["metrics", "evaluate", "pairs", "baselines", "sample", "judge", "plan", "training"],
     ["recorder", "pretrain", "finetune"],
     ["cram", "doctor"],
     ["cli"],

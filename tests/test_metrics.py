@@ -56,7 +56,9 @@ def test_entities_are_whole_or_wrong():
     loose = [["I-PER", "I-PER", "O", "B-LOC"]]  # seqeval's default forgives a missing B
     assert metrics.entities(gold, loose)["f1"] == 1.0
     assert metrics.entities(gold, loose, strict=True)["recall"] == 0.5
-    assert metrics.classification([0, 0, 1, 1], [0, 0, 1, 0]) == pytest.approx({"accuracy": 0.75, "macro_f1": 0.7333}, abs=1e-4)
+    assert metrics.classification([0, 0, 1, 1], [0, 0, 1, 0]) == pytest.approx(
+        {"accuracy": 0.75, "macro_f1": 0.7333}, abs=1e-4
+    )
 
 
 def test_tfidf_learns_what_words_give_away():

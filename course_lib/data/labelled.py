@@ -4,6 +4,7 @@ Adding one: a line in `TASKS`. The sides follow from each text's hash, as in pre
 never in the text that it was pretrained on.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,10 @@ class Labelled:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def identity(self) -> str:
+        """Says whether two systems were tested on the same texts and labels."""
+        return hashlib.sha256(json.dumps([self.texts, self.labels]).encode()).hexdigest()[:16]
 
     def first(self, count: int) -> "Labelled":
         """The first `count`; the order is by hash, hence a random sample that is the same for everybody."""

@@ -30,6 +30,8 @@ from course_lib.training import Training
 
 BYTES_PER_SECOND = 300_000  # of the budget: keeps tokenizing (3 MB/s or more) below a tenth of it
 OVERHEAD = 0.15  # what a whole command may take beyond its budget, downloads apart
+EMBEDDINGS = ("auto", "random", "cooccurrence")
+MAX_FACTORISED = 384  # hidden size up to which `auto` takes embeddings in closed form
 COMPILE = ("auto", "on", "off")
 COMPILE_FROM = 300  # seconds of budget; compiling takes a minute
 
@@ -141,14 +143,19 @@ def _resolve(config: Config, where: device.Device) -> Config:
     loggers.check(config.log)
     if config.compile not in COMPILE:
         raise unknown("compile setting", config.compile, COMPILE)
+    if config.embeddings not in EMBEDDINGS:
+        raise unknown("kind of embeddings", config.embeddings, EMBEDDINGS)
     recipe = recipes.get(config.objective)
     architecture = models.check(config.architecture or recipe.architecture)
     seconds = parse_duration(config.budget)
     size = plan.choose_size(where, seconds) if config.size == "auto" else config.size
     shape = models.size(size)
+    # Measured for small causal models only; the factorization would take minutes for large ones.
+    suits = recipe.causal and architecture not in models.BASELINES and shape.hidden <= MAX_FACTORISED
     return replace(
         config,
         size=size,
+        embeddings={True: "cooccurrence", False: "random"}[suits] if config.embeddings == "auto" else config.embeddings,
         architecture=architecture,
         vocab_size=config.vocab_size or shape.vocab,
         context=config.context or shape.context,

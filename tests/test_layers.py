@@ -18,7 +18,7 @@ LAYERS = [
     ["tokenizer", "models"],
     ["data.clean", "data.filters", "data.files", "data.docs", "data.registry", "data.library", "data.card"],
     ["data.pretrained", "data.corpora", "data.pack", "data.prepare", "data.report", "data.labelled"],
-    ["schedule", "objectives", "distributed", "precision", "optim", "batches", "recipes", "examples"],
+    ["schedule", "objectives", "distributed", "precision", "optim", "batches", "recipes", "examples", "cooccurrence"],
     ["record", "checkpoint", "loop"],
     ["metrics", "evaluate", "pairs", "baselines", "sample", "judge", "plan", "training"],
     ["recorder", "pretrain", "finetune"],

@@ -28,7 +28,7 @@ VOCABULARY, CONTEXT = 2048, 128
 
 # Four settings each, by what their authors or common practice would try first.
 TRIALS: dict[str, list[dict[str, Any]]] = {
-    "ours": [{}, {"matrix_lr": 0.03}, {"lr": 0.006}, {"cooldown": 0.8}],
+    "ours": [{}, {"matrix_lr": 0.03}, {"lr": 0.006}, {"embeddings": "random"}],
     "adamw": [{"optimizer": "adamw", "lr": lr} for lr in (0.002, 0.004, 0.006, 0.01)],
     "gpt2-trainer": [{"lr": 1e-3}, {"lr": 3e-3}, {"lr": 6e-3}, {"lr": 3e-3, "rows": 8}],
     "nanogpt": [

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
 from course_lib import baselines, checkpoint, device, examples, metrics, models, optim, progress, schedule
-from course_lib.budget import Budget, ReplayClock, WallClock, parse_duration
+from course_lib.budget import Budget, Clock, FirstOf, ReplayClock, WallClock, parse_duration
 from course_lib.config import Tuning
 from course_lib.data import labelled
 from course_lib.errors import CourseError
@@ -211,11 +211,10 @@ def build(
     model = new_model(folder, task.classes, tuning).to(where.torch)
     rows = encode(tokenizer, task.train, tuning.max_length)
     loader = examples.Examples(rows, task.train.labels, tuning.step_rows, tokenizer.pad_token_id, tuning.seed)
+    steps = max(1, round(tuning.epochs * loader.steps_per_epoch))
+    clocks: list[Clock] = [ReplayClock([step / steps for step in range(steps)])]
     if tuning.budget:
-        clock: Any = WallClock(parse_duration(tuning.budget))
-    else:
-        steps = max(1, round(tuning.epochs * loader.steps_per_epoch))
-        clock = ReplayClock([step / steps for step in range(steps)])
+        clocks.append(WallClock(parse_duration(tuning.budget)))
     return Training(
         model=model,
         objective=Classification(tuning.smoothing),
@@ -224,7 +223,7 @@ def build(
         masking=torch.Generator(),
         precision=Precision.for_device(where),
         signature={"task": task.name, "classes": task.classes, "number of weights": models.count_parameters(model)},
-        budget=Budget(clock),
+        budget=Budget(FirstOf(*clocks)),
     )
 
 

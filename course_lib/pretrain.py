@@ -88,7 +88,7 @@ def _shared_run(
     """The run to continue or a new one, chosen by the first process; the others follow and do not write."""
     run = None
     if distributed.rank() == 0:
-        run = Run.begin(asdict(config), runs, _name(settings), run_id, fresh)
+        run = Run.begin(asdict(config), runs, run_name(settings), run_id, fresh)
         if "settings" not in run.info:
             run.update(settings=asdict(settings), device=where.describe(), processes=distributed.world_size())
     folder, info = distributed.share((run.folder, run.info) if run else None)
@@ -163,7 +163,7 @@ def _resolve(config: Config, where: device.Device) -> Config:
     )
 
 
-def _name(settings: Config) -> str:
+def run_name(settings: Config) -> str:
     """A readable name for a run."""
     length = f"{settings.tokens}tokens" if settings.tokens else format_duration(parse_duration(settings.budget))
     stem = re.sub(r"[^\w.-]+", "-", Path(settings.corpus).stem).strip("-") or "text"

@@ -22,7 +22,7 @@ LAYERS = [
     ["record", "checkpoint", "loop"],
     ["metrics", "evaluate", "pairs", "baselines", "sample", "judge", "plan", "training"],
     ["recorder", "pretrain", "finetune"],
-    ["cram", "doctor"],
+    ["report", "cram", "doctor"],
     ["cli"],
     ["__main__"],
 ]

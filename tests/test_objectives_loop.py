@@ -153,8 +153,8 @@ def test_a_step_that_runs_out_of_memory_is_repeated_in_smaller_parts(tiny_model)
     expected, plain = weights_after(tiny_model, steps)
     assert (found - expected).abs().max() < 1e-10
     assert small.failed == 2  # 7, 4, 2
-    assert [s.micro_rows for s in done] == [2, 2, 2]
-    assert [s.micro_rows for s in plain] == [7, 7, 7]
+    assert [s.shrunk for s in done] == [2, 0, 0]
+    assert [s.shrunk for s in plain] == [0, 0, 0]
     assert [s.tokens for s in done] == [s.tokens for s in plain]
     assert [s.losses["clm"] for s in done] == pytest.approx([s.losses["clm"] for s in plain], rel=1e-6)
 
@@ -171,7 +171,7 @@ def test_memory_that_runs_out_in_the_middle_of_a_run_changes_nothing(tiny_model)
     steps = [[batch_of(6, n, n)] for n in range(4)]
     found, done = weights_after(tiny_model, steps, Late(9))
     assert (found - weights_after(tiny_model, steps)[0]).abs().max() < 1e-10
-    assert [s.micro_rows for s in done] == [6, 6, 3, 3]
+    assert [s.shrunk for s in done] == [0, 0, 3, 0]
 
 
 def test_one_row_that_does_not_fit_says_what_to_change(tiny_model):

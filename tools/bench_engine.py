@@ -249,7 +249,7 @@ def resume() -> dict[str, Any]:
         corpus = Path(folder) / "words.jsonl"
         corpus.write_text("\n".join(texts), encoding="utf-8")
         line = [sys.executable, "-m", "course_lib", "pretrain", "--corpus", str(corpus), *flags, "--runs"]
-        quiet = {"stdout": subprocess.DEVNULL, "env": {**os.environ, "COURSE_PROGRESS": "off"}}
+        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "env": {**os.environ, "COURSE_PROGRESS": "off"}}
         child = subprocess.Popen([*line, str(parts), "--checkpoint-every", "0.1s"], **quiet)  # also prepares the data
         while not list(parts.glob("*/checkpoints/step-*")):
             if child.poll() is not None:

@@ -6,6 +6,7 @@ hidden layers in neural networks*. `torch.optim.Muon` always iterates in bfloat1
 float32 on a CPU without AMX and not available on a T4, hence these lines.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -209,3 +210,28 @@ def build(
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["initial_lr"] = group["lr"]
     return optimizers
+
+
+def for_finetuning(
+    model: nn.Module, lr: float, layer_decay: float = 1.0, weight_decay: float = 0.0
+) -> torch.optim.Optimizer:
+    """AdamW whose rate falls by `layer_decay` from each layer to the one below it (Howard and Ruder 2018); head on top.
+
+    Embeddings are the lowest layer. Vectors are never decayed.
+    """
+    depth = model.config.num_hidden_layers + 1  # type: ignore[union-attr]
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            layer = re.search(r"\.(?:layers?|h)\.(\d+)\.", name)
+            level = 0 if models.is_embedding(name) else int(layer[1]) + 1 if layer else depth
+            groups.setdefault((level, p.ndim >= 2), []).append(p)
+    rates = [
+        {"params": members, "lr": lr * layer_decay ** (depth - level), "weight_decay": weight_decay * matrix}
+        for (level, matrix), members in groups.items()
+    ]
+    fused = all(p.device.type != "meta" for p in model.parameters())
+    optimizer = torch.optim.AdamW(rates, lr=lr, betas=(0.9, 0.98), fused=fused)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer

@@ -23,20 +23,17 @@ from course_lib.budget import Budget, Clock, ReplayClock, WallClock, WorkClock, 
 from course_lib.config import Config
 from course_lib.data import corpora, prepare
 from course_lib.errors import CourseError, unknown
-from course_lib.loop import train
 from course_lib.record import Run, Timer, now
-from course_lib.recorder import Log, Recorder
+from course_lib.recorder import Log, drive
 from course_lib.storage import new_folder
 from course_lib.training import Training
 
 BYTES_PER_SECOND = 300_000  # of the budget: keeps tokenizing (3 MB/s or more) below a tenth of it
 OVERHEAD = 0.15  # what a whole command may take beyond its budget, downloads apart
+EMBEDDINGS = ("auto", "random", "cooccurrence")
+MAX_FACTORISED = 384  # hidden size up to which `auto` takes embeddings in closed form
 COMPILE = ("auto", "on", "off")
 COMPILE_FROM = 300  # seconds of budget; compiling takes a minute
-
-
-class Interrupted(Exception):  # noqa: N818 (it is no error)
-    """The run stopped on request, is saved, and can go on."""
 
 
 def pretrain(
@@ -91,8 +88,9 @@ def _shared_run(
     """The run to continue or a new one, chosen by the first process; the others follow and do not write."""
     run = None
     if distributed.rank() == 0:
-        run = None if fresh else _unfinished(config, runs, run_id)
-        run = run or _new_run(config, settings, where, runs, run_id)
+        run = Run.begin(asdict(config), runs, run_name(settings), run_id, fresh)
+        if "settings" not in run.info:
+            run.update(settings=asdict(settings), device=where.describe(), processes=distributed.world_size())
     folder, info = distributed.share((run.folder, run.info) if run else None)
     if run is None:
         run = Run(folder, info)
@@ -135,16 +133,6 @@ def _set_up(
     return data, state
 
 
-def _unfinished(config: Config, runs: Path, run_id: str | None) -> Run | None:
-    """The run that this config began and did not end, if any."""
-    for path in sorted(runs.glob("*/run.json")):
-        run = Run.open(path.parent)
-        ours = run.info.get("config") == asdict(config) and run_id in (None, run.folder.name)
-        if ours and run.info["status"] != "finished" and run.acquire():
-            return run
-    return None
-
-
 def _resolve(config: Config, where: device.Device) -> Config:
     """The config with every default filled in; refuses names that do not exist before anything is made or fetched."""
     if config.replay:
@@ -155,14 +143,19 @@ def _resolve(config: Config, where: device.Device) -> Config:
     loggers.check(config.log)
     if config.compile not in COMPILE:
         raise unknown("compile setting", config.compile, COMPILE)
+    if config.embeddings not in EMBEDDINGS:
+        raise unknown("kind of embeddings", config.embeddings, EMBEDDINGS)
     recipe = recipes.get(config.objective)
     architecture = models.check(config.architecture or recipe.architecture)
     seconds = parse_duration(config.budget)
     size = plan.choose_size(where, seconds) if config.size == "auto" else config.size
     shape = models.size(size)
+    # Measured for small causal models only; the factorization would take minutes for large ones.
+    suits = recipe.causal and architecture not in models.BASELINES and shape.hidden <= MAX_FACTORISED
     return replace(
         config,
         size=size,
+        embeddings={True: "cooccurrence", False: "random"}[suits] if config.embeddings == "auto" else config.embeddings,
         architecture=architecture,
         vocab_size=config.vocab_size or shape.vocab,
         context=config.context or shape.context,
@@ -170,18 +163,11 @@ def _resolve(config: Config, where: device.Device) -> Config:
     )
 
 
-def _new_run(config: Config, settings: Config, where: device.Device, runs: Path, run_id: str | None) -> Run:
-    """A run with a readable, unused name."""
+def run_name(settings: Config) -> str:
+    """A readable name for a run."""
     length = f"{settings.tokens}tokens" if settings.tokens else format_duration(parse_duration(settings.budget))
     stem = re.sub(r"[^\w.-]+", "-", Path(settings.corpus).stem).strip("-") or "text"
-    name, number = run_id or f"{stem}-{length}", 1
-    while run_id is None and (runs / name).exists():
-        number += 1
-        name = f"{stem}-{length}-{number}"
-    run = Run.create(runs / name, asdict(config))
-    run.acquire()
-    run.update(settings=asdict(settings), device=where.describe(), processes=distributed.world_size())
-    return run
+    return f"{stem}-{length}"
 
 
 def _prepare(run: Run, settings: Config, corpus: corpora.Corpus, log: Log) -> prepare.Prepared:
@@ -242,52 +228,15 @@ def _clock(run: Run, settings: Config) -> Clock:
 
 
 def _train(run: Run, state: Training, data: prepare.Prepared, timer: Timer, log: Log, save_every: float) -> None:
-    """Drive the loop: show, log, evaluate, save every `save_every` seconds and when asked to stop."""
+    """Compile if that pays, and run the loop."""
     settings, plan_made = Config(**run.info["settings"]), run.info["plan"]
-    assert state.budget
     if settings.compile == "on" or (
         settings.compile == "auto" and run.info["device"]["kind"] == "cuda" and plan_made["seconds"] >= COMPILE_FROM
     ):
         training.compile_body(state.model)
     micro_batches = training.steps(state, settings, data.tokenizer, plan_made["micro_rows"])
     shape = schedule.build(settings.schedule, settings.warmup, settings.cooldown)
-    loop = train(state.model, micro_batches, state.objective, state.optimizers, shape, state.precision, state.budget)
-    with checkpoint.stoppable() as stop, progress.bar(run.folder.name) as shown:
-        recorder = Recorder(run, state, timer, shown, log, save_every)
-        for step in loop:
-            row = recorder.after(step)
-            go_on = _evaluate_if_due(row, state, settings, data, timer)
-            recorder.write(row)
-            # All processes save and stop after the same step, whoever was asked.
-            asked = {"stop": float(stop.requested), "save": float(recorder.due())}
-            asked = distributed.total(asked, next(state.model.parameters()).device)
-            if asked["stop"] or asked["save"]:
-                recorder.save()
-            if asked["stop"]:
-                run.update(status="stopped")
-                raise Interrupted(_how_to_continue(run, state))
-            if not go_on:
-                break
-        if state.average:
-            state.average.swap_in()
-        recorder.save()  # so that an interrupted evaluation costs no training
-
-
-def _evaluate_if_due(
-    row: dict[str, Any], state: Training, settings: Config, data: prepare.Prepared, timer: Timer
-) -> bool:
-    """Evaluate when another share of the budget is used up; False when it is time to stop early."""
-    assert state.budget
-    # Rank 0's clock: if the processes disagreed here, one would stop early and the others wait for it.
-    every = settings.evaluate_every
-    now_at = distributed.from_rank_0(state.budget.progress, next(state.model.parameters()).device)
-    if not every or int(now_at / every) == int(row["progress"] / every):
-        return True
-    with timer("evaluate"), state.budget.paused():
-        row["valid"] = training.score(state, settings, data)
-    if settings.metric not in row["valid"]:
-        raise CourseError(f"There is no metric '{settings.metric}', only {', '.join(row['valid'])}.")
-    return training.improved(state, settings.metric, row["valid"][settings.metric], settings.patience)
+    drive(run, state, micro_batches, shape, lambda: training.score(state, settings, data), timer, log, save_every)
 
 
 def _finish(run: Run, state: Training, data: prepare.Prepared, where: device.Device) -> None:
@@ -327,11 +276,6 @@ def _intention(run: Run) -> str:
         f"Plan: {p['size']}, {p['parameters'] / 1e6:.2f} M weights, on {run.info['device']['name']}: about "
         f"{p['tokens_per_second']:,} tokens/s, {p['tokens'] / 1e6:.1f} M tokens in {format_duration(p['seconds'])}."
     )
-
-
-def _how_to_continue(run: Run, state: Training) -> str:
-    assert state.budget
-    return f"Stopped at {state.budget.progress:.0%}; saved in {run.folder}. Run the same command again to continue."
 
 
 def _scores(result: dict[str, Any]) -> str:

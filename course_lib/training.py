@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from course_lib import distributed, evaluate, models, optim, recipes
+from course_lib import cooccurrence, distributed, evaluate, models, optim, recipes
 from course_lib.batches import Steps
 from course_lib.budget import Budget
 from course_lib.config import Config
@@ -91,7 +91,12 @@ def build(settings: Config, data: prepare.Prepared, where: Device) -> Training:
     torch.manual_seed(settings.seed)
     recipe, ids = recipes.get(settings.objective), recipes.token_ids(data.tokenizer)
     shape = replace(models.size(settings.size), context=settings.context)
-    model = recipes.new_model(settings, shape, ids).to(where.torch)
+    model = recipes.new_model(settings, shape, ids)
+    if settings.embeddings == "cooccurrence":
+        known = cooccurrence.embeddings(data.train.tokens, ids.vocab, shape.hidden, ids.bos, settings.seed)
+        for part in _parts(model):
+            models.set_embeddings(part, known)
+    model = model.to(where.torch)
     if settings.activation_checkpointing:
         for part in _parts(model):
             # transformers 5 is renaming it

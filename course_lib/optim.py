@@ -158,7 +158,9 @@ class TailAverage:
         """Restore what `state_dict` gave."""
         self.count = state["count"]
         ours = dict(self.model.named_parameters())
-        self.mean = {n: distributed.like(value.to(ours[n].device), ours[n]) for n, value in state["mean"].items()}
+        self.mean = {
+            n: distributed.like(value.to(ours[n].device, copy=True), ours[n]) for n, value in state["mean"].items()
+        }
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

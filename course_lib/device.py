@@ -97,22 +97,13 @@ def _host_memory() -> int:
 
 
 def peak_bytes(function: Callable[[], Any]) -> int:
-    """The most bytes of tensors that `function` held at once, beyond those that were there before.
-
-    From the allocator on CUDA, elsewhere from torch's profiler.
-    """
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        function()
-        return torch.cuda.max_memory_allocated() - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its start and stop messages would land in a notebook
+    """The most bytes of CPU tensors that `function` held at once, beyond those that were there before."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's messages would land in a notebook
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
     with tempfile.TemporaryDirectory() as folder:
         profiler.export_chrome_trace(f"{folder}/trace.json")
         events = json.loads(Path(folder, "trace.json").read_text(encoding="utf-8"))["traceEvents"]
     memory = [event["args"] for event in events if event["name"] == "[memory]"]
-    if not memory:
-        return 0
-    return max(m["Total Allocated"] for m in memory) - (memory[0]["Total Allocated"] - memory[0]["Bytes"])
+    before = memory[0]["Total Allocated"] - memory[0]["Bytes"] if memory else 0
+    return max([m["Total Allocated"] for m in memory], default=0) - before

@@ -1,7 +1,4 @@
-"""Chapter 4's number formats: what the bits mean, how far apart the numbers are, what rounding does.
-
-Everything is exact: values are float64, which holds every number of every format here.
-"""
+"""Chapter 4's number formats, exactly: values are float64, which holds every number of every format here."""
 
 from dataclasses import dataclass
 
@@ -35,20 +32,14 @@ class Format:
     @property
     def largest(self) -> float:
         """The largest finite number."""
-        steps = 2**self.mantissa
         if self.finite:
-            return 2.0 ** (self.bias + 1) * (2 * steps - 2) / steps
-        return 2.0**self.bias * (2 * steps - 1) / steps
+            return 2.0 ** (self.bias + 1) * (2 - 2.0 ** (1 - self.mantissa))
+        return 2.0**self.bias * (2 - 2.0**-self.mantissa)
 
     @property
     def smallest_normal(self) -> float:
-        """Below it, precision falls."""
+        """Below it the spacing no longer shrinks; zero is one `spacing(0, form)` from the smallest number."""
         return 2.0 ** (1 - self.bias)
-
-    @property
-    def smallest(self) -> float:
-        """The smallest positive number, a subnormal; half of it rounds to zero."""
-        return 2.0 ** (1 - self.bias - self.mantissa)
 
 
 FLOAT32 = Format("float32", 8, 23)
@@ -60,23 +51,18 @@ FORMATS = [FLOAT32, FLOAT16, BFLOAT16, E4M3, E5M2]
 
 
 def decode(code: int, form: Format) -> float:
-    """The value of a bit pattern (an unsigned integer of `form.bits` bits); eq-float.
+    """The value of a bit pattern (an unsigned integer of `form.bits` bits); equation eq-float.
 
     (−1)^s · 2^(e−bias) · (1 + m/2^p), and for e = 0 the subnormals (−1)^s · 2^(1−bias) · m/2^p.
     """
     sign = -1.0 if code >> (form.bits - 1) else 1.0
     e = (code >> form.mantissa) & (2**form.exponent - 1)
     m = code & (2**form.mantissa - 1)
-    fraction = m / 2**form.mantissa
-    if e == 2**form.exponent - 1:
-        last = m == 2**form.mantissa - 1
-        if last if form.finite else m:
-            return float("nan")
-        if not form.finite:
-            return sign * float("inf")
+    if e == 2**form.exponent - 1 and (not form.finite or m == 2**form.mantissa - 1):
+        return float("nan") if m else sign * float("inf")
     if e == 0:
-        return sign * 2.0 ** (1 - form.bias) * fraction
-    return sign * 2.0 ** (e - form.bias) * (1 + fraction)
+        return sign * 2.0 ** (1 - form.bias) * m / 2**form.mantissa
+    return sign * 2.0 ** (e - form.bias) * (1 + m / 2**form.mantissa)
 
 
 def encode(value: float, form: Format) -> int:
@@ -92,13 +78,13 @@ def encode(value: float, form: Format) -> int:
 
 
 def spacing(x: Array | float, form: Format) -> Array:
-    """Distance from |x| to the next larger number of the format; eq-ulp. 2^(⌊log₂|x|⌋ − p), constant below normal."""
+    """From |x| to the next larger number, 2^(⌊log₂|x|⌋ − p), constant below the normals; equation eq-ulp."""
     exponent = np.frexp(np.maximum(np.abs(x), form.smallest_normal))[1] - 1
     return np.ldexp(1.0, exponent - form.mantissa)
 
 
 def round_to(x: Array | float, form: Format) -> Array:
-    """The nearest number of the format, ties to the even mantissa; too large becomes ±∞ (NaN if `finite`); eq-round."""
+    """The nearest number, ties to the even mantissa, beyond the largest ±∞ (NaN if `finite`); equation eq-round."""
     x = np.asarray(x, dtype=np.float64)
     step = spacing(np.where(np.isfinite(x), x, 1.0), form)
     rounded = np.where(np.isfinite(x), np.rint(x / step) * step, x)  # np.rint rounds halves to even
@@ -107,9 +93,6 @@ def round_to(x: Array | float, form: Format) -> Array:
 
 
 def is_lost(weight: Array | float, update: Array | float, form: Format) -> Array:
-    """Whether adding `update` leaves `weight`, a number of the format, as it is; eq-lost.
-
-    True below half the spacing on the side that the update points to; at just half the tie goes to the even mantissa.
-    """
+    """Whether adding `update` leaves `weight`, a number of the format, as it is; equation eq-lost."""
     weight = np.asarray(weight, dtype=np.float64)
     return round_to(weight + np.asarray(update, dtype=np.float64), form) == weight

@@ -123,3 +123,18 @@ def test_our_loss_scaler_has_the_states_of_torchs(pattern):
         state = reference.state_dict()
         assert (scaler.scale, scaler.good_steps) == (state["scale"], state["_growth_tracker"])
         assert torch.equal(ours[0], theirs[0])
+
+
+def test_peak_bytes_counts_what_is_held_at_once():
+    def held():
+        a = torch.ones(1_000_000)
+        b = a + 1
+        return a, b
+
+    def one_after_the_other():
+        torch.ones(1_000_000)
+        torch.ones(1_000_000)
+
+    assert device.peak_bytes(held) == pytest.approx(8e6, rel=0.01)
+    assert device.peak_bytes(one_after_the_other) == pytest.approx(4e6, rel=0.01)
+    assert device.peak_bytes(lambda: None) == 0

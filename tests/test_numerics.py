@@ -51,7 +51,7 @@ def test_float32_decodes_to_numpys_value(code):
 def test_limits_are_torchs(form):
     info = torch.finfo(dtype(form))
     assert (form.largest, form.smallest_normal) == (info.max, info.smallest_normal)
-    assert form.smallest == info.smallest_normal * 2.0**-form.mantissa
+    assert numerics.spacing(0.0, form) == info.smallest_normal * 2.0**-form.mantissa
     assert numerics.spacing(1.0, form) == info.eps
 
 

@@ -38,7 +38,7 @@ def train(
     budget: Budget,
     clip: float = 1.0,
 ) -> Iterator[Step]:
-    """Train until the budget is spent, yielding after every optimizer step.
+    """Train until the budget is spent, yielding after every optimizer step. What is minimised: equation eq-mean.
 
     `batches` gives the micro-batches of one step at a time. The caller decides between steps what to log, evaluate or
     save, and may stop by leaving its `for`; what must not count as training goes under `budget.paused()`.

@@ -21,7 +21,7 @@ def draw(*shape, seed=0, scale=3.0):
 
 
 def test_kl_divergence_is_scipys():
-    """eq-kl"""
+    """Equation eq-kl."""
     p, q = draw(4, 6).softmax(-1), draw(4, 6, seed=1).softmax(-1)
     expected = scipy.stats.entropy(p.numpy(), q.numpy(), axis=1)
     assert torch.allclose(ce.kl_divergence(p, q), torch.from_numpy(expected), atol=1e-12)
@@ -32,7 +32,7 @@ def test_kl_divergence_is_scipys():
 
 
 def test_binary_cross_entropy_is_torchs_and_never_overflows():
-    """eq-bce"""
+    """Equation eq-bce."""
     logits = torch.cat([draw(20), torch.tensor([800.0, -800.0], dtype=torch.float64)])
     targets = torch.arange(22).remainder(2).double()
     expected = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
@@ -40,7 +40,7 @@ def test_binary_cross_entropy_is_torchs_and_never_overflows():
 
 
 def test_the_binary_gradient_is_the_difference_quotient():
-    """eq-bce-grad"""
+    """Equation eq-bce-grad."""
     logits, targets = draw(9), torch.rand(9, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     numeric = ce.finite_differences(lambda z: ce.binary_cross_entropy(z, targets), logits)
     assert torch.allclose(ce.binary_gradient(logits, targets), numeric, atol=1e-8)
@@ -49,7 +49,7 @@ def test_the_binary_gradient_is_the_difference_quotient():
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(-1e4, 1e4) | st.just(-math.inf), min_size=1, max_size=6))
 def test_log_sum_exp_is_scipys(values):
-    """eq-lse"""
+    """Equation eq-lse."""
     if all(v == -math.inf for v in values):
         assert ce.log_sum_exp(torch.tensor(values)).item() == -math.inf
         return
@@ -58,14 +58,14 @@ def test_log_sum_exp_is_scipys(values):
 
 
 def test_softmax_is_torchs():
-    """eq-softmax"""
+    """Equation eq-softmax."""
     logits = draw(3, 4, 5, scale=200.0)
     assert torch.allclose(ce.softmax(logits), logits.softmax(-1), atol=1e-14)
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.1])
 def test_cross_entropy_is_torchs(epsilon):
-    """eq-ce"""
+    """Equation eq-ce."""
     logits = draw(5, 6, scale=50.0)
     expected = F.cross_entropy(logits, LABELS, ignore_index=IGNORE, label_smoothing=epsilon, reduction="sum")
     assert ce.cross_entropy(logits, LABELS, epsilon).item() == pytest.approx(expected.item(), rel=1e-12)
@@ -74,7 +74,7 @@ def test_cross_entropy_is_torchs(epsilon):
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.1])
 def test_the_gradient_is_the_difference_quotient(epsilon):
-    """eq-ce-grad"""
+    """Equation eq-ce-grad."""
     logits = draw(5, 6)
     numeric = ce.finite_differences(lambda z: ce.cross_entropy(z, LABELS, epsilon), logits)
     found = ce.cross_entropy_gradient(logits, LABELS, epsilon)
@@ -84,7 +84,7 @@ def test_the_gradient_is_the_difference_quotient(epsilon):
 
 
 def test_smoothed_targets_are_distributions():
-    """eq-smoothing"""
+    """Equation eq-smoothing."""
     target = ce.smooth(torch.tensor([1, 3]), 4, 0.2)
     expected = torch.tensor([[0.05, 0.85, 0.05, 0.05], [0.05, 0.05, 0.05, 0.85]], dtype=torch.float64)
     assert torch.allclose(target, expected, atol=1e-15)

@@ -31,7 +31,7 @@ def by_torch(values, form):
 
 @pytest.mark.parametrize("form", SMALL, ids=lambda f: f.name)
 def test_every_pattern_decodes_to_torchs_value(form):
-    """eq-float"""
+    """Equation eq-float."""
     ours = np.array([numerics.decode(code, form) for code in range(2**form.bits)])
     assert np.array_equal(ours, every_value(form), equal_nan=True)
     for code, value in enumerate(ours):
@@ -40,7 +40,7 @@ def test_every_pattern_decodes_to_torchs_value(form):
 
 @given(st.integers(0, 2**32 - 1))
 def test_float32_decodes_to_numpys_value(code):
-    """eq-float"""
+    """Equation eq-float."""
     expected = np.array(code, dtype=np.uint32).view(np.float32)
     assert np.array_equal(np.float32(numerics.decode(code, FLOAT32)), expected, equal_nan=True)
     if not np.isnan(expected):
@@ -57,7 +57,7 @@ def test_limits_are_torchs(form):
 
 @pytest.mark.parametrize("form", SMALL, ids=lambda f: f.name)
 def test_spacing_is_the_distance_to_the_next_number(form):
-    """eq-ulp"""
+    """Equation eq-ulp."""
     positive = np.sort(every_value(form)[: 2 ** (form.bits - 1)])
     positive = positive[np.isfinite(positive)]
     assert np.array_equal(numerics.spacing(positive[:-1], form), np.diff(positive))
@@ -65,7 +65,7 @@ def test_spacing_is_the_distance_to_the_next_number(form):
 
 @pytest.mark.parametrize("form", SMALL, ids=lambda f: f.name)
 def test_rounding_is_torchs_at_every_tie_and_beside_it(form):
-    """eq-round"""
+    """Equation eq-round."""
     finite = np.unique(every_value(form)[np.isfinite(every_value(form))])
     halfway = (finite[1:] + finite[:-1]) / 2
     assert (halfway.astype(np.float32) == halfway).all()
@@ -77,14 +77,14 @@ def test_rounding_is_torchs_at_every_tie_and_beside_it(form):
 @settings(max_examples=200)
 @given(st.floats(width=32, allow_nan=False))
 def test_rounding_is_torchs_anywhere(value):
-    """eq-round; beyond the largest number of float8 E4M3 torch saturates on some versions, so it is left out there."""
+    """Equation eq-round; beyond the largest number of float8 E4M3 torch saturates on some versions, so it is left out there."""
     for form in (FLOAT16, BFLOAT16, E5M2):
         assert np.array_equal(numerics.round_to([value], form), by_torch(np.array([value]), form))
 
 
 @given(st.floats(-60000, 60000, width=16), st.floats(-1, 1, width=32))
 def test_a_lost_update_is_one_that_numpy_loses(weight, update):
-    """eq-lost"""
+    """Equation eq-lost."""
     # The sum of a float16 and a float32 below 1 in size: exact in float64 for all that can matter.
     kept = np.float16(np.float64(weight) + np.float64(update)) != np.float16(weight)
     assert numerics.is_lost(weight, update, FLOAT16) == (not kept)

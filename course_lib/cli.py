@@ -64,6 +64,11 @@ def parser() -> argparse.ArgumentParser:
     _training_options(
         command("pretrain", _pretrain, "Train a model within a budget: decoder, encoder or both; no samples.")
     )
+    _finetune_options(command("finetune", _finetune, "Teach a pretrained model to sort texts into classes."))
+    _evaluate_options(command("evaluate", _evaluate, "Score a pretrained model on a corpus or on minimal pairs."))
+    pair = command("compare", _compare, "Whether one fine-tuning run is better than another: 95 % interval, verdict.")
+    pair.add_argument("a", type=Path, help="a finished fine-tuning run")
+    pair.add_argument("b", type=Path, help="another one, on the same task; or `tfidf`")
     _sample_options(command("sample", _sample, "Let a trained model continue a prompt."))
     data = command("data", _data, "The registered datasets; `report` says what is wrong with a corpus.")
     data.add_argument("action", choices=["list", "show", "fetch", "card", "report"], help="`card` is the book's page")
@@ -76,7 +81,26 @@ def parser() -> argparse.ArgumentParser:
 def _training_options(command: argparse.ArgumentParser) -> None:
     from course_lib.config import Config
 
-    for field in dataclasses.fields(Config):
+    _config_options(command, Config)
+    command.add_argument(
+        "--micro-rows", type=int, default=0, help="rows that a device computes at once; 0: as many as fit"
+    )
+    command.add_argument(
+        "--shard",
+        action="store_true",
+        help="under torchrun: processes share out the weights (FSDP2) instead of copying",
+    )
+
+
+def _finetune_options(command: argparse.ArgumentParser) -> None:
+    from course_lib.config import Tuning
+
+    _config_options(command, Tuning)
+
+
+def _config_options(command: argparse.ArgumentParser, config: type) -> None:
+    """An option for every field, and those that say where and how a run is stored."""
+    for field in dataclasses.fields(config):
         name, about = f"--{field.name.replace('_', '-')}", field.metadata["help"]
         if isinstance(field.default, bool):
             command.add_argument(name, action="store_true", help=about)
@@ -85,9 +109,17 @@ def _training_options(command: argparse.ArgumentParser) -> None:
         kind: type = type(field.default)
         command.add_argument(name, type=kind, default=field.default, help=about + shown)
     command.add_argument("--runs", type=Path, default=Path("runs"), help="where runs are stored (default: %(default)s)")
-    command.add_argument("--run-id", help="name of the run (default: made from corpus and budget)")
+    command.add_argument("--run-id", help="name of the run (default: made from what it does)")
     command.add_argument("--checkpoint-every", default="2m", help="how often to save (default: %(default)s)")
     command.add_argument("--fresh", action="store_true", help="begin anew even if such a run is unfinished")
+
+
+def _evaluate_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--run", type=Path, required=True, dest="folder", help="a finished run, or any model folder")
+    command.add_argument("--corpus", default="movie_reviews", help="whose held-out text (default: %(default)s)")
+    command.add_argument("--encoding", default="utf-8", help="of your text files (default: %(default)s)")
+    command.add_argument("--pairs", type=Path, help="score minimal pairs instead: a folder of jsonl as in BLiMP")
+    command.add_argument("--device", default="auto", help="cuda, mps, cpu or auto")
 
 
 def _sample_options(command: argparse.ArgumentParser) -> None:
@@ -115,14 +147,13 @@ def _log(options: argparse.Namespace) -> Callable[[str], None]:
     return lambda message: print(message, file=sys.stderr if options.json else sys.stdout, flush=True)
 
 
-def _run(options: argparse.Namespace, started: float, run: Callable[..., Any]) -> int:
-    from course_lib.config import Config
-    from course_lib.pretrain import Interrupted
+def _run(options: argparse.Namespace, started: float, run: Callable[..., Any], config: type, *how: str) -> int:
+    from course_lib.recorder import Interrupted
 
-    config = Config(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Config)})
-    how = {name: getattr(options, name) for name in ("runs", "run_id", "fresh", "checkpoint_every")}
+    settings = config(**{field.name: getattr(options, field.name) for field in dataclasses.fields(config)})
+    more = {name: getattr(options, name) for name in ("runs", "run_id", "fresh", "checkpoint_every", *how)}
     try:
-        done = run(config, log=_log(options), started=started, **how)
+        done = run(settings, log=_log(options), started=started, **more)
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         return 130
@@ -132,15 +163,46 @@ def _run(options: argparse.Namespace, started: float, run: Callable[..., Any]) -
 
 
 def _cram(options: argparse.Namespace, started: float) -> int:
+    from course_lib.config import Config
     from course_lib.cram import cram
 
-    return _run(options, started, cram)
+    return _run(options, started, cram, Config, "micro_rows", "shard")
 
 
 def _pretrain(options: argparse.Namespace, started: float) -> int:
+    from course_lib.config import Config
     from course_lib.pretrain import pretrain
 
-    return _run(options, started, pretrain)
+    return _run(options, started, pretrain, Config, "micro_rows", "shard")
+
+
+def _finetune(options: argparse.Namespace, started: float) -> int:
+    from course_lib.config import Tuning
+    from course_lib.finetune import finetune
+
+    return _run(options, started, finetune, Tuning)
+
+
+def _compare(options: argparse.Namespace, started: float) -> None:
+    from course_lib import finetune
+    from course_lib.record import Run
+
+    b = None if str(options.b) == "tfidf" else Run.open(options.b)
+    found = finetune.compare(Run.open(options.a), b)
+    text = "{mean:+.1%} (95 % interval {low:+.1%} to {high:+.1%}, {seeds} seeds): {verdict}"
+    _print(options, found.describe(), text.format(**found.describe()))
+
+
+def _evaluate(options: argparse.Namespace, started: float) -> None:
+    from course_lib import device, judge
+
+    where = device.pick(options.device)
+    scores = (
+        judge.on_pairs(options.folder, options.pairs, where)
+        if options.pairs
+        else judge.on_corpus(options.folder, options.corpus, options.encoding, where)
+    )
+    _print(options, scores, "\n".join(f"{name.replace('_', ' '):<24}{value:.4f}" for name, value in scores.items()))
 
 
 def _sample(options: argparse.Namespace, started: float) -> None:

@@ -1,4 +1,4 @@
-"""What decides the result of a pretraining run. The command line's options are these fields."""
+"""What decides the result of a run. The command line's options are these fields."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +10,7 @@ def _option(default: Any, about: str) -> Any:
 
 @dataclass(frozen=True)
 class Config:
-    """The same config on the same machine gives the same run, given the same clock (see `tokens` and `replay`)."""
+    """Pretraining. The same config on one machine gives the same run, given the same clock (`tokens`, `replay`)."""
 
     corpus: str = _option("movie_reviews", "movie_reviews, docs, or your text: a file, a folder or a quoted glob")
     encoding: str = _option("utf-8", "of your text files")
@@ -24,6 +24,7 @@ class Config:
     replay: str = _option("", "a run folder: repeat that run, its settings and its recorded progress, step by step")
     objective: str = _option("clm", "clm (decoder), mlm (encoder), hybrid, rtd or mlm+nsp")
     architecture: str = _option("", "qwen3, nanochat, gpt2, modernbert or bert; empty: what suits the objective")
+    embeddings: str = _option("auto", "random, cooccurrence (in closed form, from the text), or auto: what suits")
     vocab_size: int = _option(0, "tokens in the vocabulary; 0: what suits the size")
     context: int = _option(0, "tokens a row; 0: what suits the size")
     step_tokens: int = _option(2048, "tokens per optimizer step")
@@ -43,3 +44,31 @@ class Config:
     log: str = _option("", "also log to tensorboard, wandb (offline), or both with a comma")
     compile: str = _option("auto", "torch.compile: on, off, or auto (on a GPU, for budgets of 5 minutes or more)")
     activation_checkpointing: bool = _option(False, "recompute activations in the backward: less memory, slower")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Fine-tuning of a pretrained model on labelled texts."""
+
+    task: str = _option("rotten_tomatoes", "rotten_tomatoes, imdb, zh_sentiment, or a table with text and label")
+    model: str = _option("", "a run or any folder with a pretrained model")
+    scratch: bool = _option(False, "the same network with new weights, to see what pretraining was worth")
+    encoding: str = _option("utf-8", "of your table")
+    labels: int = _option(0, "train on so many texts only; 0: all")
+    epochs: float = _option(3.0, "how often each text is read")
+    budget: str = _option("", "train by the clock instead: 30s, 5m")
+    device: str = _option("auto", "cuda, mps, cpu, or auto: the best there is")
+    seed: int = _option(0, "of the new weights and of the order of the texts")
+    seeds: int = _option(1, "repeat with so many seeds; a claim needs five")
+    step_rows: int = _option(32, "texts per optimizer step")
+    max_length: int = _option(0, "tokens of a text that are read, head and tail; 0: the model's context")
+    lr: float = _option(0.001, "peak learning rate")
+    layer_decay: float = _option(1.0, "each layer below learns at this multiple of the rate above it")
+    weight_decay: float = _option(0.0, "decoupled weight decay of matrices and embeddings")
+    smoothing: float = _option(0.0, "label smoothing")
+    schedule: str = _option("trapezoid", "trapezoid, triangle, cosine or constant")
+    warmup: float = _option(0.1, "share of the budget over which learning rates rise; they fall over the rest")
+    evaluate_every: float = _option(0.0, "evaluate on dev after every such share of the budget; 0: only at the end")
+    metric: str = _option("error", "what to stop on: error or log_loss on dev")
+    patience: int = _option(0, "stop when `metric` has not improved for so many evaluations; 0: never")
+    log: str = _option("", "also log to tensorboard, wandb (offline), or both with a comma")

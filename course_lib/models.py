@@ -136,8 +136,9 @@ ARCHITECTURES: dict[str, Callable[[Size, Tokens], PreTrainedModel]] = {
     "bert": _bert,
 }
 BASELINES = ("gpt2", "bert")  # keep the initialization that everybody uses
+TIED_STD = 0.02  # of embeddings that are also the output head
 RESIDUAL_OUTPUTS = ("o_proj", "down_proj", "fc2", "Wo")  # the matrices that write into the residual stream
-HEADS = ("lm_head", "decoder", "classifier", "score", "qa_outputs", "seq_relationship", "wte", "wpe")
+HEADS = ("lm_head", "decoder", "classifier", "score", "qa_outputs", "seq_relationship")
 
 
 def check(architecture: str) -> str:
@@ -158,7 +159,12 @@ def build(architecture: str, shape: Size, tokens: Tokens) -> PreTrainedModel:
 def is_outer(name: str) -> bool:
     """Whether a parameter belongs to the embeddings or to an output head, which Muon is not for."""
     owner = name.split(".")[-2] if "." in name else ""
-    return "embed" in name or owner in HEADS
+    return is_embedding(name) or owner in HEADS
+
+
+def is_embedding(name: str) -> bool:
+    """Whether a parameter belongs to the embeddings."""
+    return "embed" in name or any(part in name for part in ("wte.", "wpe."))
 
 
 @torch.no_grad()
@@ -177,11 +183,19 @@ def initialize(model: PreTrainedModel) -> None:
         elif p.ndim < 2:
             continue
         elif "embed" in name:
-            p.normal_(std=0.02 if tied else 1.0)
+            p.normal_(std=TIED_STD if tied else 1.0)
         elif is_outer(name):
             p.normal_(std=0.001)
         else:
             p.normal_(std=1 / math.sqrt(p.size(1)))
+
+
+@torch.no_grad()
+def set_embeddings(model: PreTrainedModel, vectors: torch.Tensor) -> None:
+    """Start from these input embeddings (vocab, hidden), standard deviation 1, at the scale that `initialize` gives."""
+    weight = model.get_input_embeddings().weight
+    if weight.shape == vectors.shape:  # else a generator, which is narrower than its discriminator
+        weight.copy_(vectors * (TIED_STD if model.config.tie_word_embeddings else 1.0))
 
 
 def token_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:

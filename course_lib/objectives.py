@@ -169,3 +169,25 @@ class ReplacedTokens:
         logits = discriminator(input_ids=filled).logits.squeeze(-1).float()  # (rows, length)
         replaced = (filled != original).float()
         return {"mlm": mlm, "rtd": F.binary_cross_entropy_with_logits(logits, replaced, reduction="sum")}
+
+
+class Classification:
+    """One label a row. Batch: `input_ids`, `attention_mask` (rows, length), `labels` (rows,).
+
+    Works with every stock `…ForSequenceClassification`; `smoothing` mixes that much of the uniform distribution in.
+    """
+
+    weights: ClassVar[dict[str, float]] = {"classification": 1.0}
+
+    def __init__(self, smoothing: float = 0.0):
+        self.smoothing = smoothing
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Rows."""
+        return {"classification": len(batch["labels"])}
+
+    def __call__(self, model: PreTrainedModel, batch: Batch) -> dict[str, torch.Tensor]:
+        """Sum of −log p(label), nats."""
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
+        loss = F.cross_entropy(logits, batch["labels"], reduction="sum", label_smoothing=self.smoothing)
+        return {"classification": loss}

@@ -6,13 +6,14 @@ hidden layers in neural networks*. `torch.optim.Muon` always iterates in bfloat1
 float32 on a CPU without AMX and not available on a T4, hence these lines.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
-from course_lib import models
+from course_lib import distributed, models
 from course_lib.errors import unknown
 
 Groups = list[dict[str, Any]]
@@ -64,11 +65,11 @@ class Muon(torch.optim.Optimizer):
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
             for batch in _stacks([p for p in group["params"] if p.grad is not None]):
-                directions = [self._direction(p, group["momentum"]) for p in batch]
+                directions = [distributed.whole(self._direction(p, group["momentum"])) for p in batch]
                 updates = orthogonalize(torch.stack(directions), group["steps"])  # (batch, rows, columns)
                 for p, update in zip(batch, updates, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(update, alpha=-group["lr"] * max(1.0, p.size(0) / p.size(1)) ** 0.5)
+                    p.add_(distributed.like(update, p), alpha=-group["lr"] * max(1.0, p.size(0) / p.size(1)) ** 0.5)
 
     def _direction(self, p: torch.Tensor, beta: float) -> torch.Tensor:
         """Nesterov: the gradient moved towards its running mean, after that has moved towards the gradient."""
@@ -156,7 +157,8 @@ class TailAverage:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
         self.count = state["count"]
-        self.mean = {name: value.to(next(self.model.parameters()).device) for name, value in state["mean"].items()}
+        ours = dict(self.model.named_parameters())
+        self.mean = {n: distributed.like(value.to(ours[n].device), ours[n]) for n, value in state["mean"].items()}
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -206,3 +208,28 @@ def build(
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["initial_lr"] = group["lr"]
     return optimizers
+
+
+def for_finetuning(
+    model: nn.Module, lr: float, layer_decay: float = 1.0, weight_decay: float = 0.0
+) -> torch.optim.Optimizer:
+    """AdamW whose rate falls by `layer_decay` from each layer to the one below it (Howard and Ruder 2018); head on top.
+
+    Embeddings are the lowest layer. Vectors are never decayed.
+    """
+    depth = model.config.num_hidden_layers + 1  # type: ignore[union-attr]
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            layer = re.search(r"\.(?:layers?|h)\.(\d+)\.", name)
+            level = 0 if models.is_embedding(name) else int(layer[1]) + 1 if layer else depth
+            groups.setdefault((level, p.ndim >= 2), []).append(p)
+    rates = [
+        {"params": members, "lr": lr * layer_decay ** (depth - level), "weight_decay": weight_decay * matrix}
+        for (level, matrix), members in groups.items()
+    ]
+    fused = all(p.device.type != "meta" for p in model.parameters())
+    optimizer = torch.optim.AdamW(rates, lr=lr, betas=(0.9, 0.98), fused=fused)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer

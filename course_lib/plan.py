@@ -13,7 +13,6 @@ from course_lib import models
 from course_lib.batches import split
 from course_lib.budget import Budget, WorkClock
 from course_lib.device import Device
-from course_lib.errors import CourseError
 from course_lib.loop import train
 from course_lib.objectives import Batch, Objective
 from course_lib.precision import Precision
@@ -47,30 +46,26 @@ def matmul_flops(device: Device, width: int = 512, repeats: int = 8) -> float:
 
 
 def probe(
-    model: nn.Module, objective: Objective, optimizers: OptimizersFor, batch: Batch, precision: Precision
+    model: nn.Module,
+    objective: Objective,
+    optimizers: OptimizersFor,
+    batch: Batch,
+    precision: Precision,
+    micro_rows: int = 0,
 ) -> tuple[int, float]:
     """(micro-batch rows that fit, tokens/s of whole steps), tried on a copy of the model with a real batch.
 
-    Halves the micro-batch when memory runs out; accumulation keeps the step as large as `batch`.
+    Begins with `micro_rows` (0: the whole batch); the loop halves them when memory runs out. Accumulation keeps the
+    step as large as `batch`.
     """
-    rows = len(batch["input_ids"])
-    while True:
-        try:
-            seconds = _seconds_per_step(copy.deepcopy(model), objective, optimizers, split(batch, rows), precision)
-            return rows, batch["input_ids"].numel() / seconds
-        except torch.OutOfMemoryError:
-            if rows == 1:
-                raise CourseError("Not even one row fits into memory. Use a smaller --size or --context.") from None
-            rows = (rows + 1) // 2
-
-
-def _seconds_per_step(
-    model: nn.Module, objective: Objective, optimizers: OptimizersFor, step: list[Batch], precision: Precision
-) -> float:
+    step = split(batch, micro_rows or len(batch["input_ids"]))
+    copied = copy.deepcopy(model)
     fresh = Precision(precision.kind, precision.dtype)  # the real one's loss scale stays untouched
-    stamps = [time.perf_counter()]
-    budget = Budget(WorkClock(float("inf")))
-    for _ in train(model, repeat(step, PROBE_STEPS), objective, optimizers(model), lambda _: 1e-6, fresh, budget):
+    stamps, rows = [time.perf_counter()], 0
+    steps, budget = repeat(step, PROBE_STEPS), Budget(WorkClock(float("inf")))
+    for done in train(copied, steps, objective, optimizers(copied), lambda _: 1e-6, fresh, budget):
         stamps.append(time.perf_counter())
+        rows = done.micro_rows
     # The first steps allocate memory and warm caches up; a run pays that once.
-    return statistics.median([after - before for before, after in pairwise(stamps)][PROBE_STEPS // 2 :])
+    seconds = statistics.median([after - before for before, after in pairwise(stamps)][PROBE_STEPS // 2 :])
+    return rows, batch["input_ids"].numel() / seconds

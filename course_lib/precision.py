@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from course_lib import distributed
 from course_lib.device import Device
 
 
@@ -92,7 +93,7 @@ class Precision:
         """
         for optimizer in optimizers:
             self.scaler.unscale_(optimizer)
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, clip))
+        norm = float(distributed.whole(torch.nn.utils.clip_grad_norm_(parameters, clip)))
         taken = norm < float("inf")  # False for NaN, too
         if taken:
             for optimizer in optimizers:

@@ -2,7 +2,6 @@
 
 import re
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,23 +23,17 @@ from course_lib.budget import Budget, Clock, ReplayClock, WallClock, WorkClock, 
 from course_lib.config import Config
 from course_lib.data import corpora, prepare
 from course_lib.errors import CourseError, unknown
-from course_lib.loop import Step, train
-from course_lib.objectives import Objective
 from course_lib.record import Run, Timer, now
+from course_lib.recorder import Log, drive
 from course_lib.storage import new_folder
 from course_lib.training import Training
 
 BYTES_PER_SECOND = 300_000  # of the budget: keeps tokenizing (3 MB/s or more) below a tenth of it
 OVERHEAD = 0.15  # what a whole command may take beyond its budget, downloads apart
-LOG_EVERY = 20  # steps between writes to metrics.jsonl
+EMBEDDINGS = ("auto", "random", "cooccurrence")
+MAX_FACTORISED = 384  # hidden size up to which `auto` takes embeddings in closed form
 COMPILE = ("auto", "on", "off")
 COMPILE_FROM = 300  # seconds of budget; compiling takes a minute
-
-Log = Callable[[str], None]
-
-
-class Interrupted(Exception):  # noqa: N818 (it is no error)
-    """The run stopped on request, is saved, and can go on."""
 
 
 def pretrain(
@@ -51,11 +44,14 @@ def pretrain(
     log: Log = print,
     started: float | None = None,
     checkpoint_every: str = "2m",
+    micro_rows: int = 0,
+    shard: bool = False,
 ) -> Run:
     """Train a model within the budget and store it in `runs/<id>/`; an unfinished run of the same config goes on.
 
-    `started` (monotonic seconds) is when the command began, if earlier than now. Under `torchrun` all processes
-    call this and share the run. Raises `Interrupted`, after saving, when Ctrl-C or SIGTERM asked the run to stop.
+    `started` (monotonic seconds): when the command began. `micro_rows`: at most so many rows at once on a device
+    (0: what fits). Under `torchrun` all processes call this and share the run, with `shard` also the weights. Raises
+    `Interrupted`, after saving, when Ctrl-C or SIGTERM asked the run to stop.
     """
     started = time.monotonic() if started is None else started
     progress.hush_transformers()
@@ -70,17 +66,14 @@ def pretrain(
     timer = Timer(fetching.seconds | run.info.get("timings", {}))
     earlier = run.info.get("seconds", 0.0)  # sessions before this one
     try:
-        data, state = _set_up(run, corpus, where, started, timer, log)
+        data, state = _set_up(run, corpus, where, started, timer, log, micro_rows, shard)
         with timer("train"):
-            _train(run, state, data, timer, parse_duration(checkpoint_every))
+            _train(run, state, data, timer, log, parse_duration(checkpoint_every))
         with timer("evaluate"):
             _finish(run, state, data, where)
-        run.update(status="finished", finished=now(), peak_memory=where.peak_memory())
     finally:
         run.update(timings=timer.seconds, seconds=round(earlier + time.monotonic() - started, 3))
         run.release()
-    if run.writes:
-        checkpoint.remove(run.folder / "checkpoints")
     log(f"On held-out text: {_scores(run.info['result'])}. Stored in {run.folder}")
     return run
 
@@ -95,8 +88,9 @@ def _shared_run(
     """The run to continue or a new one, chosen by the first process; the others follow and do not write."""
     run = None
     if distributed.rank() == 0:
-        run = None if fresh else _unfinished(config, runs, run_id)
-        run = run or _new_run(config, settings, where, runs, run_id)
+        run = Run.begin(asdict(config), runs, _name(settings), run_id, fresh)
+        if "settings" not in run.info:
+            run.update(settings=asdict(settings), device=where.describe(), processes=distributed.world_size())
     folder, info = distributed.share((run.folder, run.info) if run else None)
     if run is None:
         run = Run(folder, info)
@@ -105,7 +99,14 @@ def _shared_run(
 
 
 def _set_up(
-    run: Run, corpus: corpora.Corpus, where: device.Device, started: float, timer: Timer, log: Log
+    run: Run,
+    corpus: corpora.Corpus,
+    where: device.Device,
+    started: float,
+    timer: Timer,
+    log: Log,
+    micro_rows: int,
+    shard: bool,
 ) -> tuple[prepare.Prepared, Training]:
     """Data, and a training at its beginning or at its last checkpoint."""
     settings = Config(**run.info["settings"])
@@ -117,7 +118,10 @@ def _set_up(
     with timer("plan"):
         state = training.build(settings, data, where)
         if "plan" not in run.info:
-            run.update(plan=_plan(state, settings, data, started))
+            run.update(plan=_plan(state, settings, data, started, micro_rows))
+        elif micro_rows:
+            run.update(plan=run.info["plan"] | {"micro_rows": micro_rows})
+        training.distribute(state, settings, shard)
     state.budget = Budget(_clock(run, settings))
     saved = checkpoint.load(run.folder / "checkpoints", log)
     if saved:
@@ -127,16 +131,6 @@ def _set_up(
     run.update(status="running")
     log(_intention(run))
     return data, state
-
-
-def _unfinished(config: Config, runs: Path, run_id: str | None) -> Run | None:
-    """The run that this config began and did not end, if any."""
-    for path in sorted(runs.glob("*/run.json")):
-        run = Run.open(path.parent)
-        ours = run.info.get("config") == asdict(config) and run_id in (None, run.folder.name)
-        if ours and run.info["status"] != "finished" and run.acquire():
-            return run
-    return None
 
 
 def _resolve(config: Config, where: device.Device) -> Config:
@@ -149,14 +143,19 @@ def _resolve(config: Config, where: device.Device) -> Config:
     loggers.check(config.log)
     if config.compile not in COMPILE:
         raise unknown("compile setting", config.compile, COMPILE)
+    if config.embeddings not in EMBEDDINGS:
+        raise unknown("kind of embeddings", config.embeddings, EMBEDDINGS)
     recipe = recipes.get(config.objective)
     architecture = models.check(config.architecture or recipe.architecture)
     seconds = parse_duration(config.budget)
     size = plan.choose_size(where, seconds) if config.size == "auto" else config.size
     shape = models.size(size)
+    # Measured for small causal models only; the factorization would take minutes for large ones.
+    suits = recipe.causal and architecture not in models.BASELINES and shape.hidden <= MAX_FACTORISED
     return replace(
         config,
         size=size,
+        embeddings={True: "cooccurrence", False: "random"}[suits] if config.embeddings == "auto" else config.embeddings,
         architecture=architecture,
         vocab_size=config.vocab_size or shape.vocab,
         context=config.context or shape.context,
@@ -164,18 +163,11 @@ def _resolve(config: Config, where: device.Device) -> Config:
     )
 
 
-def _new_run(config: Config, settings: Config, where: device.Device, runs: Path, run_id: str | None) -> Run:
-    """A run with a readable, unused name."""
+def _name(settings: Config) -> str:
+    """A readable name for a run."""
     length = f"{settings.tokens}tokens" if settings.tokens else format_duration(parse_duration(settings.budget))
     stem = re.sub(r"[^\w.-]+", "-", Path(settings.corpus).stem).strip("-") or "text"
-    name, number = run_id or f"{stem}-{length}", 1
-    while run_id is None and (runs / name).exists():
-        number += 1
-        name = f"{stem}-{length}-{number}"
-    run = Run.create(runs / name, asdict(config))
-    run.acquire()
-    run.update(settings=asdict(settings), device=where.describe(), processes=distributed.world_size())
-    return run
+    return f"{stem}-{length}"
 
 
 def _prepare(run: Run, settings: Config, corpus: corpora.Corpus, log: Log) -> prepare.Prepared:
@@ -190,7 +182,7 @@ def _prepare(run: Run, settings: Config, corpus: corpora.Corpus, log: Log) -> pr
     return data
 
 
-def _plan(state: Training, settings: Config, data: prepare.Prepared, started: float) -> dict[str, Any]:
+def _plan(state: Training, settings: Config, data: prepare.Prepared, started: float, micro_rows: int) -> dict[str, Any]:
     """Probe the model on a step of its own batches, and say what the budget will buy."""
     rows = next(iter(state.loader))
     state.loader.position.row = 0  # the probe does not count
@@ -200,8 +192,9 @@ def _plan(state: Training, settings: Config, data: prepare.Prepared, started: fl
     # A masked objective applies the head to the hidden tokens only.
     head_share = 1.0 if recipe.causal else (settings.mask_start + settings.mask_end) / 2
     micro_rows, rate = plan.probe(
-        state.model, state.objective, lambda m: training.optimizers(m, settings), batch, state.precision
+        state.model, state.objective, lambda m: training.optimizers(m, settings), batch, state.precision, micro_rows
     )
+    micro_rows = distributed.least(micro_rows, next(state.model.parameters()).device)
     rate *= distributed.world_size()
     seconds = settings.tokens / rate if settings.tokens else _training_seconds(settings, rate, data, started)
     shared: dict[str, Any] = distributed.share(
@@ -234,104 +227,26 @@ def _clock(run: Run, settings: Config) -> Clock:
     return WorkClock(settings.tokens) if settings.tokens else WallClock(run.info["plan"]["seconds"])
 
 
-def _train(run: Run, state: Training, data: prepare.Prepared, timer: Timer, save_every: float) -> None:
-    """Drive the loop: show, log, evaluate, save every `save_every` seconds and when asked to stop."""
+def _train(run: Run, state: Training, data: prepare.Prepared, timer: Timer, log: Log, save_every: float) -> None:
+    """Compile if that pays, and run the loop."""
     settings, plan_made = Config(**run.info["settings"]), run.info["plan"]
-    assert state.budget
     if settings.compile == "on" or (
         settings.compile == "auto" and run.info["device"]["kind"] == "cuda" and plan_made["seconds"] >= COMPILE_FROM
     ):
         training.compile_body(state.model)
-    objective: Objective = state.objective
-    if distributed.world_size() > 1:
-        objective = distributed.Parallel(state.model, objective)
     micro_batches = training.steps(state, settings, data.tokenizer, plan_made["micro_rows"])
     shape = schedule.build(settings.schedule, settings.warmup, settings.cooldown)
-    loop = train(state.model, micro_batches, objective, state.optimizers, shape, state.precision, state.budget)
-    with checkpoint.stoppable() as stop, progress.bar(run.folder.name) as shown:
-        recorder = _Recorder(run, state, timer, shown, settings.log, save_every)
-        for step in loop:
-            row = recorder.after(step)
-            go_on = _evaluate_if_due(row, state, settings, data, timer)
-            recorder.write(row)
-            # All processes stop after the same step, whoever was asked.
-            if distributed.total({"stop": float(stop.requested)}, next(state.model.parameters()).device)["stop"]:
-                recorder.save()
-                run.update(status="stopped")
-                raise Interrupted(_how_to_continue(run, state))
-            if not go_on:
-                break
-        if state.average:
-            state.average.swap_in()
-        recorder.save()  # so that an interrupted evaluation costs no training
-
-
-def _evaluate_if_due(
-    row: dict[str, Any], state: Training, settings: Config, data: prepare.Prepared, timer: Timer
-) -> bool:
-    """Evaluate when another share of the budget is used up; False when it is time to stop early."""
-    assert state.budget
-    # Rank 0's clock: if the processes disagreed here, one would stop early and the others wait for it.
-    every = settings.evaluate_every
-    now_at = distributed.from_rank_0(state.budget.progress, next(state.model.parameters()).device)
-    if not every or int(now_at / every) == int(row["progress"] / every):
-        return True
-    with timer("evaluate"), state.budget.paused():
-        row["valid"] = training.score(state, settings, data)
-    if settings.metric not in row["valid"]:
-        raise CourseError(f"There is no metric '{settings.metric}', only {', '.join(row['valid'])}.")
-    return training.improved(state, settings.metric, row["valid"][settings.metric], settings.patience)
-
-
-class _Recorder:
-    """What happens between two steps: rows of metrics, the bar, checkpoints."""
-
-    def __init__(self, run: Run, state: Training, timer: Timer, shown: Any, log: str, save_every: float):
-        self.run, self.state, self.timer, self.shown, self.save_every = run, state, timer, shown, save_every
-        self.loggers = loggers.open_all(log, run.folder, run.info["settings"]) if run.writes else []
-        self.rows: list[dict[str, Any]] = []
-        self.last_step = self.last_save = time.monotonic()
-
-    def after(self, step: Step) -> dict[str, Any]:
-        """The row of a step that has just ended."""
-        self.state.step += 1
-        took, self.last_step = time.monotonic() - self.last_step, time.monotonic()
-        assert self.state.budget
-        if self.state.average:
-            self.state.average.update(self.state.budget.progress)
-        losses = {term: f"{loss:.3f}" for term, loss in step.losses.items()}
-        progress.move(self.shown, self.state.budget.progress, **losses, speed=f"{step.tokens / took:,.0f} tok/s")
-        return {**asdict(step), "step": self.state.step, "seconds": round(took, 4)}
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Keep the row, and save if it is time; what this costs is not the next step's."""
-        self.rows.append(row)
-        for logger in self.loggers:
-            logger(row)
-        if time.monotonic() - self.last_save > self.save_every:
-            self.save()
-        elif len(self.rows) >= LOG_EVERY:
-            self.run.log(self.rows)
-            self.rows.clear()
-        self.last_step = time.monotonic()
-
-    def save(self) -> None:
-        """Write the rows, then a checkpoint; the first process only."""
-        assert self.state.budget
-        with self.timer("checkpoint"), self.state.budget.paused():
-            self.run.log(self.rows)
-            self.rows.clear()
-            if self.run.writes:
-                checkpoint.save(self.run.folder / "checkpoints", self.state.step, self.state.state_dict())
-        self.last_save = time.monotonic()
+    drive(run, state, micro_batches, shape, lambda: training.score(state, settings, data), timer, log, save_every)
 
 
 def _finish(run: Run, state: Training, data: prepare.Prepared, where: device.Device) -> None:
-    """Score the held-out text, and save weights and tokenizer as stock files."""
+    """Score the held-out text, save weights and tokenizer as stock files, and drop the checkpoints."""
     settings = Config(**run.info["settings"])
     scores = training.score(state, settings, data)
+    kept = recipes.to_keep(state.model)
+    weights = distributed.collect(kept.state_dict(keep_vars=True))
     if not run.writes:
-        run.update(result={"scores": scores})
+        run.update(result={"scores": scores}, status="finished")
         return
     rows = list(run.metrics())
     tokens, seconds = sum(row["tokens"] for row in rows), sum(row["seconds"] for row in rows)
@@ -348,10 +263,11 @@ def _finish(run: Run, state: Training, data: prepare.Prepared, where: device.Dev
         "skipped_steps": sum(not row["taken"] for row in rows),
     }
     with new_folder(run.folder / "model") as scratch:
-        recipes.to_keep(state.model).save_pretrained(scratch)
+        kept.save_pretrained(scratch, state_dict=weights)
         data.tokenizer.save_pretrained(scratch)
         (scratch / "README.md").write_text(_card(run, result), encoding="utf-8")
-    run.update(result=result)
+    run.update(result=result, status="finished", finished=now(), peak_memory=where.peak_memory())
+    checkpoint.remove(run.folder / "checkpoints")
 
 
 def _intention(run: Run) -> str:
@@ -360,11 +276,6 @@ def _intention(run: Run) -> str:
         f"Plan: {p['size']}, {p['parameters'] / 1e6:.2f} M weights, on {run.info['device']['name']}: about "
         f"{p['tokens_per_second']:,} tokens/s, {p['tokens'] / 1e6:.1f} M tokens in {format_duration(p['seconds'])}."
     )
-
-
-def _how_to_continue(run: Run, state: Training) -> str:
-    assert state.budget
-    return f"Stopped at {state.budget.progress:.0%}; saved in {run.folder}. Run the same command again to continue."
 
 
 def _scores(result: dict[str, Any]) -> str:

@@ -51,6 +51,24 @@ class Run:
         except json.JSONDecodeError:
             raise CourseError(f"{folder}/run.json is damaged. Delete the folder, or restore the file.") from None
 
+    @classmethod
+    def begin(
+        cls, config: dict[str, Any], runs: Path, stem: str, run_id: str | None = None, fresh: bool = False
+    ) -> "Run":
+        """The unfinished run that this config began, unless `fresh`; or a new one, `run_id` or `stem` and a number."""
+        for path in [] if fresh else sorted(runs.glob("*/run.json")):
+            run = cls.open(path.parent)
+            ours = run.info.get("config") == config and run_id in (None, run.folder.name)
+            if ours and run.info["status"] != "finished" and run.acquire():
+                return run
+        name, number = run_id or stem, 1
+        while run_id is None and (runs / name).exists():
+            number += 1
+            name = f"{stem}-{number}"
+        run = cls.create(runs / name, config)
+        run.acquire()
+        return run
+
     def acquire(self) -> bool:
         """Make this process the one that writes to the run; False if another one is at it."""
         try:

@@ -8,16 +8,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from course_lib import progress
 from course_lib.device import Device
 from course_lib.errors import CourseError
+from course_lib.storage import model_folder
 
 
 def load(folder: Path, device: Device) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Model and tokenizer from a run folder (or any folder that `from_pretrained` accepts)."""
     progress.hush_transformers()
-    model_folder = folder / "model" if (folder / "model").is_dir() else folder
-    if not (model_folder / "config.json").exists():
-        raise CourseError(f"There is no model in {folder}. Give a finished run, for example `--run runs/ID`.")
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).to(device.torch)
-    return model, AutoTokenizer.from_pretrained(model_folder)
+    folder = model_folder(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device.torch)
+    return model, AutoTokenizer.from_pretrained(folder)
 
 
 @torch.no_grad()

@@ -10,6 +10,14 @@ from pathlib import Path
 from course_lib.errors import CourseError
 
 
+def model_folder(folder: Path) -> Path:
+    """The folder with a model in it: a run's `model`, or `folder` itself."""
+    inner = folder / "model" if (folder / "model").is_dir() else folder
+    if not (inner / "config.json").exists():
+        raise CourseError(f"There is no model in {folder}. Give a finished run, for example runs/ID.")
+    return inner
+
+
 @contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """A scratch folder that becomes `target` when the block ends well, and vanishes when it does not.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from course_lib import distributed, evaluate, models, optim, recipes
+from course_lib import cooccurrence, distributed, evaluate, models, optim, recipes
 from course_lib.batches import Steps
 from course_lib.budget import Budget
 from course_lib.config import Config
@@ -36,9 +36,9 @@ class Training:
     stopping: dict[str, Any] = field(default_factory=dict)  # state of early stopping
 
     def state_dict(self) -> dict[str, Any]:
-        """A tree for `checkpoint.save`."""
+        """A tree for `checkpoint.save`: the same, however the weights were shared out. All processes must ask."""
         assert self.budget
-        return {
+        state = {
             "signature": self.signature,
             "step": self.step,
             "model": self.model.state_dict(),
@@ -52,6 +52,8 @@ class Training:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
+        whole: dict[str, Any] = distributed.collect(state)
+        return whole
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly where `state_dict` was taken; refuses another model's or tokenizer's checkpoint."""
@@ -60,9 +62,14 @@ class Training:
         if other:
             raise CourseError(f"The checkpoint belongs to another {' and '.join(other)}. Start over with --fresh.")
         self.step, self.stopping = state["step"], state["stopping"]
-        self.model.load_state_dict(state["model"])
+        ours = self.model.state_dict()
+        self.model.load_state_dict({n: distributed.like(t, ours.get(n, t)) for n, t in state["model"].items()})
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            buffers = {
+                n: {k: distributed.like(t, parameters[n]) for k, t in s.items()} for n, s in saved["state"].items()
+            }
+            optimizer.load_state_dict({**saved, "state": buffers})
         self.loader.load_state_dict(state["loader"])
         self.precision.load_state_dict(state["precision"])
         self.budget.load_state_dict(state["budget"])
@@ -79,7 +86,12 @@ def build(settings: Config, data: prepare.Prepared, where: Device) -> Training:
     torch.manual_seed(settings.seed)
     recipe, ids = recipes.get(settings.objective), recipes.token_ids(data.tokenizer)
     shape = replace(models.size(settings.size), context=settings.context)
-    model = recipes.new_model(settings, shape, ids).to(where.torch)
+    model = recipes.new_model(settings, shape, ids)
+    if settings.embeddings == "cooccurrence":
+        known = cooccurrence.embeddings(data.train.tokens, ids.vocab, shape.hidden, ids.bos, settings.seed)
+        for part in _parts(model):
+            models.set_embeddings(part, known)
+    model = model.to(where.torch)
     if settings.activation_checkpointing:
         for part in _parts(model):
             # transformers 5 is renaming it
@@ -100,6 +112,14 @@ def build(settings: Config, data: prepare.Prepared, where: Device) -> Training:
             "number of weights": models.count_parameters(model),
         },
     )
+
+
+def distribute(training: Training, settings: Config, shard: bool) -> None:
+    """Put the engine of several processes around a training at step 0; with one process, nothing."""
+    if distributed.world_size() > 1 or shard:
+        training.objective = distributed.Parallel(training.model, training.objective, shard)
+    if shard:  # the weights are other tensors now
+        training.optimizers = optimizers(training.model, settings)
 
 
 def optimizers(model: nn.Module, settings: Config) -> list[torch.optim.Optimizer]:
@@ -130,13 +150,13 @@ def score(training: Training, settings: Config, data: prepare.Prepared) -> dict[
     """Held-out losses of every term at a fixed mask rate, and bits per byte if the model is causal."""
     recipe, tokenizer = recipes.get(settings.objective), data.tokenizer
     fixed = recipes.evaluation_transform(recipe, tokenizer)
-    losses = evaluate.losses(training.model, recipe.objective, fixed, data.valid, settings.context, training.precision)
-    found = {f"{term}_loss": round(loss, 4) for term, loss in losses.items()}
-    if recipe.causal:
-        bits = evaluate.bits_per_byte(
-            training.model, data.valid, settings.context, training.precision, tokenizer.bos_token_id
-        )
-        found["bits_per_byte"] = round(bits, 4)
+    model, valid, context, precision = training.model, data.valid, settings.context, training.precision
+    with distributed.whole_weights(training.objective):
+        losses = evaluate.losses(model, recipe.objective, fixed, valid, context, precision)
+        found = {f"{term}_loss": round(loss, 4) for term, loss in losses.items()}
+        if recipe.causal:
+            bits = evaluate.bits_per_byte(model, valid, context, precision, tokenizer.bos_token_id)
+            found["bits_per_byte"] = round(bits, 4)
     return found
 
 

@@ -131,6 +131,54 @@ def test_losses_are_means_per_target(tiny_model):
     assert steps[0].losses["clm"] == pytest.approx(total / (16 + 4), rel=1e-6)
 
 
+class OutOfMemoryAbove(CausalLM):
+    """Stands in for a device that holds `rows` rows; counts how often it did not."""
+
+    def __init__(self, rows):
+        self.rows, self.failed = rows, 0
+
+    def __call__(self, model, batch):
+        losses = super().__call__(model, batch)
+        if len(batch["input_ids"]) > self.rows:
+            self.failed += 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return losses
+
+
+def test_a_step_that_runs_out_of_memory_is_repeated_in_smaller_parts(tiny_model):
+    """The second micro-batch fails, when the first has left gradients; later steps begin with the smaller size."""
+    steps = [[batch_of(2, 3, n), batch_of(7, 5, n + 10)] for n in range(3)]
+    small = OutOfMemoryAbove(2)
+    found, done = weights_after(tiny_model, steps, small)
+    expected, plain = weights_after(tiny_model, steps)
+    assert (found - expected).abs().max() < 1e-10
+    assert small.failed == 2  # 7, 4, 2
+    assert [s.micro_rows for s in done] == [2, 2, 2]
+    assert [s.micro_rows for s in plain] == [7, 7, 7]
+    assert [s.tokens for s in done] == [s.tokens for s in plain]
+    assert [s.losses["clm"] for s in done] == pytest.approx([s.losses["clm"] for s in plain], rel=1e-6)
+
+
+def test_memory_that_runs_out_in_the_middle_of_a_run_changes_nothing(tiny_model):
+    class Late(OutOfMemoryAbove):
+        calls = 0
+
+        def __call__(self, model, batch):
+            self.calls += 1
+            self.rows = 3 if self.calls > 2 else 9
+            return super().__call__(model, batch)
+
+    steps = [[batch_of(6, n, n)] for n in range(4)]
+    found, done = weights_after(tiny_model, steps, Late(9))
+    assert (found - weights_after(tiny_model, steps)[0]).abs().max() < 1e-10
+    assert [s.micro_rows for s in done] == [6, 6, 3, 3]
+
+
+def test_one_row_that_does_not_fit_says_what_to_change(tiny_model):
+    with pytest.raises(CourseError, match="Not even one row fits into memory. Use a smaller --size or --context"):
+        weights_after(tiny_model, [[batch_of(3)]], OutOfMemoryAbove(0))
+
+
 def test_a_non_finite_step_is_skipped_and_too_many_end_the_run(tiny_model):
     class Broken(CausalLM):
         calls = 0

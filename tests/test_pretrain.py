@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from course_lib.config import Config
 from course_lib.cram import cram
 from course_lib.errors import CourseError
-from course_lib.pretrain import Interrupted, pretrain
+from course_lib.pretrain import pretrain
 from course_lib.record import Run
+from course_lib.recorder import Interrupted
 
 TINY = {"size": "pico", "vocab_size": 300, "context": 32, "step_tokens": 128}
 

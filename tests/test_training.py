@@ -2,12 +2,13 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import AutoModel
 
-from course_lib import loggers, models, training
+from course_lib import loggers, models, objectives, plan, recipes, training
 from course_lib.errors import CourseError
 from course_lib.pretrain import pretrain
 from course_lib.record import Run
@@ -78,6 +79,29 @@ def test_compiling_and_recomputing_change_no_weight(corpus_file, tmp_path, monke
     compiled = pretrain(config(corpus_file, tokens=1_280, compile="on"), runs=tmp_path, log=lambda m: None)
     ours, theirs = weights(plain.folder), weights(compiled.folder)
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
+
+
+def test_memory_that_runs_out_is_said_once_and_the_run_goes_on(corpus_file, tmp_path, monkeypatch):
+    plain = pretrain(config(corpus_file, tokens=1_280), runs=tmp_path, log=lambda m: None)
+    recipe, said = recipes.RECIPES["clm"], []
+
+    class Shrinking(objectives.CausalLM):
+        calls = 0
+
+        def __call__(self, model, batch):
+            self.calls += 1
+            if self.calls > plan.PROBE_STEPS + 4 and len(batch["input_ids"]) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().__call__(model, batch)
+
+    monkeypatch.setitem(recipes.RECIPES, "clm", replace(recipe, objective=Shrinking()))
+    monkeypatch.setattr(training, "score", lambda *arguments: {})
+    halved = pretrain(config(corpus_file, tokens=1_280), runs=tmp_path, log=said.append)
+    assert [s for s in said if "Memory" in s] == ["Memory ran out in step 5: repeated, and going on, 2 rows at once."]
+    assert halved.info["plan"]["micro_rows"] == 2  # a resumed run begins there
+    assert [row["micro_rows"] for row in halved.metrics()] == [4] * 4 + [2] * 6
+    ours, theirs = weights(plain.folder), weights(halved.folder)
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in ours)
 
 
 def test_the_tail_average_is_what_gets_stored(corpus_file, tmp_path):

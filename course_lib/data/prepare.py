@@ -78,9 +78,15 @@ class Prepared:
         texts = [self.tokenizer.decode(self.valid.tokens[s : s + tokens].tolist()) for s in chosen]
         return [text.rsplit(" ", 1)[0] if " " in text else text for text in texts]  # the last word may be cut
 
+    def held_out_documents(self) -> list[str]:
+        """The held-out documents; byte-level BPE gives them back exactly."""
+        starts = np.flatnonzero(self.valid.tokens == self.tokenizer.bos_token_id)
+        parts = np.split(self.valid.tokens, starts[1:])
+        return self.tokenizer.batch_decode([part.tolist() for part in parts], skip_special_tokens=True)
+
     def held_out_text(self) -> bytes:
-        """The held-out documents, one after the other; byte-level BPE gives them back exactly."""
-        return self.tokenizer.decode(self.valid.tokens.tolist(), skip_special_tokens=True).encode()
+        """The same, one after the other."""
+        return "".join(self.held_out_documents()).encode()
 
 
 def prepare(

@@ -1,0 +1,70 @@
+"""Examples of unequal length as batches with little padding: bucketed by length, in a new order every epoch."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from course_lib.data.pack import Position
+from course_lib.objectives import Batch
+
+POOL = 50  # steps whose examples are sorted by length together: little padding, and still a random order
+
+
+def pad(rows: Sequence[Sequence[int]], labels: Sequence[int], padding: int) -> Batch:
+    """`input_ids` and `attention_mask` (rows, longest), padded on the right; `labels` (rows,)."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), padding)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = torch.tensor(row)
+        mask[number, : len(row)] = 1
+    return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor(labels)}
+
+
+def fit(ids: list[int], length: int) -> list[int]:
+    """At most `length` tokens: the head and the tail, which say most in a long review (Sun et al. 2019)."""
+    if len(ids) <= length:
+        return ids
+    tail = (length - 1) // 2
+    return ids[: length - tail] + ids[len(ids) - tail :]
+
+
+class Examples:
+    """Endless steps of `step_rows` examples. Every epoch visits each example once, in an order given by the seed."""
+
+    def __init__(self, rows: list[list[int]], labels: list[int], step_rows: int, padding: int, seed: int):
+        self.rows, self.labels, self.step_rows, self.padding, self.seed = rows, labels, step_rows, padding, seed
+        self.position = Position()  # `row` counts steps
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The last step of an epoch may be smaller."""
+        return -(-len(self.rows) // self.step_rows)
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            steps = self._steps()
+            while self.position.row < len(steps):
+                chosen = steps[self.position.row]
+                self.position.row += 1
+                yield pad([self.rows[i] for i in chosen], [self.labels[i] for i in chosen], self.padding)
+            self.position = Position(self.position.epoch + 1, 0)
+
+    def _steps(self) -> list[list[int]]:
+        """The examples of every step of this epoch."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.position.epoch)
+        order = torch.randperm(len(self.rows), generator=generator).tolist()
+        size = POOL * self.step_rows
+        pools = [sorted(order[at : at + size], key=lambda i: len(self.rows[i])) for at in range(0, len(order), size)]
+        steps = [pool[at : at + self.step_rows] for pool in pools for at in range(0, len(pool), self.step_rows)]
+        return [steps[i] for i in torch.randperm(len(steps), generator=generator).tolist()]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position as plain numbers."""
+        return asdict(self.position)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue after the last step that was handed out."""
+        self.position = Position(**state)

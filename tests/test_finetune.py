@@ -1,0 +1,205 @@
+"""Fine-tuning through the same loop, record and checkpoints as pretraining; scoring of any model folder."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from course_lib import cli, finetune, judge, models, optim, recipes, recorder
+from course_lib import tokenizer as tokenizers
+from course_lib.config import Tuning
+from course_lib.errors import CourseError
+from course_lib.precision import Precision
+from course_lib.record import Run
+from tests.conftest import make_text
+
+FLOAT32 = Precision("cpu", torch.float32)
+quiet = lambda message: None
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A task that two words give away."""
+    path = tmp_path / "mood.jsonl"
+    word = lambda i: ("wonderful", "terrible")[i % 2]
+    rows = [{"text": f"{make_text(i, 1)} It is {word(i)}.", "label": ("good", "bad")[i % 2]} for i in range(400)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(params=["modernbert", "qwen3", "gpt2", "bert"])
+def folder(request, tmp_path):
+    return pretrained(tmp_path / request.param, request.param)
+
+
+def pretrained(folder, architecture):
+    torch.manual_seed(0)
+    tokenizer = tokenizers.train("byte-bpe", [f"{make_text(i)} wonderful terrible" for i in range(50)], 320, 64)
+    shape = models.Size(hidden=32, layers=2, heads=2, vocab=320, context=64)
+    model = models.build(architecture, shape, recipes.token_ids(tokenizer))
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    return folder
+
+
+def tuning(table, folder, **more):
+    return Tuning(task=str(table), model=str(folder), epochs=4, step_rows=16, lr=0.003, device="cpu", **more)
+
+
+def test_every_architecture_learns_the_task_and_reloads(table, folder, tmp_path):
+    run = finetune.finetune(tuning(table, folder), runs=tmp_path / "runs", log=quiet)
+    assert run.info["result"]["accuracy"] > 0.95
+    assert run.folder.name == f"{folder.name}-mood"
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(run.folder / "model")
+    assert model.config.id2label == {0: "bad", 1: "good"}
+    stored = json.loads((run.folder / "seed-0" / finetune.PREDICTIONS).read_text())
+    from course_lib.data import labelled
+
+    rows = finetune.encode(AutoTokenizer.from_pretrained(run.folder / "model"), labelled.load(str(table)).test, 0)
+    again = finetune.predict(model, rows, model.config.pad_token_id, FLOAT32)
+    np.testing.assert_allclose(again, stored["probabilities"], atol=1e-5)
+
+
+def test_predictions_do_not_depend_on_the_batch(folder):
+    model = finetune.new_model(folder / "model", ["a", "b", "c"], Tuning()).double()
+    torch.nn.init.normal_(next(p for n, p in model.named_parameters() if "score" in n or "classifier" in n))
+    rows = [[5 + i] * (1 + i % 9) for i in range(23)]
+    one = finetune.predict(model, rows, 2, FLOAT32, batch_rows=1)
+    np.testing.assert_allclose(finetune.predict(model, rows, 2, FLOAT32, batch_rows=23), one, atol=1e-6)
+    assert one.sum(1) == pytest.approx(1)
+
+
+def test_scratch_keeps_the_network_and_forgets_the_weights(tmp_path):
+    folder = pretrained(tmp_path / "m", "modernbert") / "model"
+    kept, new = (finetune.new_model(folder, ["a", "b"], Tuning(scratch=s)) for s in (False, True))
+    source = load_file(folder / "model.safetensors")["model.layers.0.attn.Wqkv.weight"]
+    assert torch.equal(kept.model.layers[0].attn.Wqkv.weight, source)
+    assert not torch.equal(new.model.layers[0].attn.Wqkv.weight, source)
+    assert models.count_parameters(kept) == models.count_parameters(new)
+    assert kept.config.classifier_pooling == "mean"
+
+
+def test_seeds_differ_are_stored_apart_and_only_the_best_keeps_its_weights(table, tmp_path):
+    folder = pretrained(tmp_path / "m", "modernbert")
+    run = finetune.finetune(replace(tuning(table, folder, seeds=2), epochs=1), runs=tmp_path, log=quiet)
+    assert run.info["result"]["seeds"] == 2
+    assert finetune.correct(run).shape == (2, run.info["task"]["test"])
+    files = [(run.folder / f"seed-{i}" / finetune.PREDICTIONS).read_text() for i in range(2)]
+    assert files[0] != files[1]
+    assert [p.parent.name for p in tmp_path.rglob("model.safetensors")].count("model") == 2  # the source's, the best's
+    same = finetune.compare(run, run)
+    assert (same.mean, same.verdict) == (0.0, "undecided")
+    with pytest.raises(CourseError, match="not a finished fine-tuning run"):
+        finetune.correct(Run(folder, {}))
+
+
+def test_stopped_and_continued_ends_on_the_same_bits(table, tmp_path, monkeypatch):
+    config = tuning(table, pretrained(tmp_path / "m", "qwen3"), seeds=2)
+    whole = finetune.finetune(config, runs=tmp_path / "whole", log=quiet)
+    steps = 0
+    after = recorder.Recorder.after
+
+    def impatient(self, step):
+        nonlocal steps
+        steps += 1
+        if steps == 100:  # in the middle of the second seed
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGTERM)
+        return after(self, step)
+
+    monkeypatch.setattr(recorder.Recorder, "after", impatient)
+    with pytest.raises(recorder.Interrupted, match="same command again"):
+        finetune.finetune(config, runs=tmp_path / "parts", log=quiet)
+    first = (tmp_path / "parts" / whole.folder.name / "seed-0" / finetune.PREDICTIONS).stat().st_mtime_ns
+    resumed = finetune.finetune(config, runs=tmp_path / "parts", log=quiet)
+    assert (resumed.folder / "seed-0" / finetune.PREDICTIONS).stat().st_mtime_ns == first, "done once, not again"
+    for seed in (0, 1):
+        a, b = ((r.folder / f"seed-{seed}" / finetune.PREDICTIONS).read_text() for r in (whole, resumed))
+        assert a == b
+    assert not list(resumed.folder.rglob("checkpoints"))
+
+
+def test_early_stopping_watches_dev(table, tmp_path):
+    folder = pretrained(tmp_path / "m", "modernbert")
+    config = replace(tuning(table, folder), epochs=30, evaluate_every=0.1, patience=2, metric="error")
+    run = finetune.finetune(config, runs=tmp_path, log=quiet)
+    rows = list(Run.open(run.folder / "seed-0").metrics())
+    errors = [row["valid"]["error"] for row in rows if "valid" in row]
+    assert len(errors) < 10
+    assert min(errors[-2:]) >= min(errors[:-2]), "stopped because the last two were no better"
+
+
+def test_a_clock_can_limit_it_instead(table, tmp_path):
+    folder = pretrained(tmp_path / "m", "modernbert")
+    run = finetune.finetune(replace(tuning(table, folder), budget="1s"), runs=tmp_path, log=quiet)
+    rows = list(Run.open(run.folder / "seed-0").metrics())
+    assert 0.9 < sum(row["seconds"] for row in rows) < 3
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "modernbert", "bert", "gpt2"])
+def test_rates_fall_layer_by_layer(architecture, tmp_path):
+    model = finetune.new_model(pretrained(tmp_path / "m", architecture) / "model", ["a", "b"], Tuning())
+    optimizer = optim.for_finetuning(model, 0.1, layer_decay=0.5, weight_decay=0.01)
+    rate = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert len(rate) == len(list(model.parameters()))
+    for name, p in model.named_parameters():
+        level = (
+            0
+            if "embed" in name or "wte" in name or "wpe" in name
+            else 1
+            if ".0." in name
+            else 2
+            if ".1." in name
+            else 3
+        )
+        assert rate[id(p)] == pytest.approx(0.1 * 0.5 ** (3 - level)), name
+        assert decay[id(p)] == (0.01 if p.ndim >= 2 else 0)
+
+
+def test_the_command_line_tunes_compares_and_evaluates(table, tmp_path, capsys):
+    folder = pretrained(tmp_path / "m", "modernbert")
+    options = ["finetune", f"--task={table}", f"--model={folder}", "--epochs=2", "--lr=0.003", f"--runs={tmp_path}"]
+    assert cli.main([*options, "--run-id=a"]) == 0
+    assert "right on" in capsys.readouterr().out
+    assert cli.main([*options, "--run-id=b", "--scratch", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["result"]["seeds"] == 1
+    assert cli.main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert "undecided" in capsys.readouterr().out
+    assert cli.main(["compare", str(tmp_path / "a"), "tfidf"]) == 0
+    assert "95 % interval" in capsys.readouterr().out
+    assert cli.main(["finetune", f"--task={table}", "--model=nowhere"]) == 1
+    assert "no model in nowhere" in capsys.readouterr().err
+
+
+def test_any_model_is_scored_on_the_same_bytes(corpus_file, tmp_path, cpu, capsys):
+    """A model with another tokenizer, and one whose score is known: uniform over the vocabulary."""
+    folder = pretrained(tmp_path / "m", "qwen3")
+    model, tokenizer, causal = judge.load(folder, cpu)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    model.save_pretrained(folder / "model")
+    assert causal
+    from course_lib.data import corpora, prepare
+
+    data = prepare.prepare(corpora.load(str(corpus_file)), 1024, 128, judge.ENOUGH_BYTES, quiet)
+    documents = data.held_out_documents()
+    tokens = sum(len(tokenizer(text)["input_ids"]) - 1 for text in documents)
+    expected = tokens * np.log2(len(tokenizer)) / sum(len(text.encode()) for text in documents)
+    assert cli.main(["evaluate", f"--run={folder}", f"--corpus={corpus_file}", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["bits_per_byte"] == pytest.approx(expected, rel=1e-5)
+    encoder = pretrained(tmp_path / "e", "modernbert")
+    assert judge.on_corpus(encoder, str(corpus_file), "utf-8", cpu)["mlm_loss"] == pytest.approx(np.log(320), rel=0.1)
+
+
+def test_a_classifier_predicts_no_tokens(tmp_path, cpu):
+    model = finetune.new_model(pretrained(tmp_path / "m", "modernbert") / "model", ["a", "b"], Tuning())
+    model.save_pretrained(tmp_path / "c")
+    with pytest.raises(CourseError, match="predicts no tokens"):
+        judge.load(tmp_path / "c", cpu)

@@ -1,0 +1,222 @@
+"""One contestant of the race trains for a fixed time on the same tokens, and is scored on the same held-out bytes.
+
+    python tools/contestants.py NAME --data FOLDER --budget 60 --seed 0 --setting '{"lr": 0.003}'
+
+Prints one line of JSON. `tools/race.py` starts each in a process of its own. Everybody gets our tokenizer and packed
+text; who needs a number of steps instead of a time gets one from a short probe of its own speed, which is not counted.
+"""
+
+import argparse
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from course_lib import device, evaluate, models, progress, recipes, schedule, training
+from course_lib.budget import Budget
+from course_lib.config import Config
+from course_lib.data.prepare import Prepared
+from course_lib.loop import train
+from course_lib.precision import Precision
+
+PROBE_STEPS = 20
+Result = dict[str, Any]
+
+
+def ours(data: Prepared, seconds: float, seed: int, setting: dict[str, Any], objective: str) -> Result:
+    """`course_lib`, without the command around it; `setting` overrides fields of its config.
+
+    Embeddings in closed form are computed within the budget.
+    """
+    settings = Config(
+        objective=objective,
+        architecture=recipes.get(objective).architecture,
+        size="nano",
+        context=models.SIZES["nano"].context,
+        seed=seed,
+        embeddings="cooccurrence" if objective == "clm" else "random",
+    )
+    settings = replace(settings, **setting)
+    timer = Stopwatch()
+    state = training.build(settings, data, device.pick("cpu"))
+    state.budget = Budget(seconds - (time.monotonic() - timer.started))
+    rows = training.steps(state, settings, data.tokenizer, training.step_rows(settings))
+    shape = schedule.build(settings.schedule, settings.warmup, settings.cooldown)
+    tokens = 0
+    for step in train(state.model, rows, state.objective, state.optimizers, shape, state.precision, state.budget):
+        tokens += step.tokens
+    timing = timer.stop()
+    scores = training.score(state, settings, data)
+    return {"score": scores["bits_per_byte" if objective == "clm" else "mlm_loss"], "tokens": tokens} | timing
+
+
+def hf_trainer(data: Prepared, seconds: float, seed: int, setting: dict[str, Any], architecture: str) -> Result:
+    """GPT-2 or BERT, the Hugging Face `Trainer` and its AdamW, linear decay with 5 % warm-up, packed rows."""
+    import datasets
+    from transformers import DataCollatorForLanguageModeling, Trainer, TrainerCallback, TrainingArguments
+
+    context, tokenizer = setting.get("context", 128), data.tokenizer
+    torch.manual_seed(seed)
+    shape = replace(models.SIZES["nano"], context=context)
+    model = models.build(architecture, shape, recipes.token_ids(tokenizer))
+    if architecture == "bert":
+        from transformers import BertForMaskedLM
+
+        model = BertForMaskedLM(model.config)
+    rows = data.train.tokens[: len(data.train.tokens) // context * context].reshape(-1, context)
+    table = datasets.Dataset.from_dict({"input_ids": rows}).with_format("torch")
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm=architecture == "bert", mlm_probability=0.15)
+
+    class Stop(TrainerCallback):  # type: ignore[misc]
+        """Nobody gets more time than the budget."""
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            control.should_training_stop = time.monotonic() - timer.started >= seconds
+
+    def run(steps: int, subject: Any, callbacks: list[Any]) -> Any:
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = TrainingArguments(
+                folder, max_steps=steps, per_device_train_batch_size=setting.get("rows", 16),
+                learning_rate=setting["lr"], weight_decay=0.01, optim="adamw_torch_fused", report_to=[],
+                save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=True, seed=seed,
+                lr_scheduler_type="linear", warmup_steps=round(0.05 * steps),
+            )  # fmt: skip
+            trainer = Trainer(subject, arguments, train_dataset=table, data_collator=collator, callbacks=callbacks)
+            trainer.train()
+            return trainer.state.global_step
+
+    import copy
+
+    started = time.monotonic()
+    run(PROBE_STEPS, copy.deepcopy(model), [])
+    steps = round(seconds / (time.monotonic() - started) * PROBE_STEPS)
+    timer = Stopwatch()
+    done = run(steps, model, [Stop()])
+    timing = timer.stop()
+    return {"score": score(model, data, context), "tokens": done * setting.get("rows", 16) * context} | timing
+
+
+def nanogpt(data: Prepared, seconds: float, seed: int, setting: dict[str, Any]) -> Result:
+    """NanoGPT's own train.py from the folder in $NANOGPT, on the CPU, cosine decay over the steps that fit."""
+    source = Path(os.environ["NANOGPT"]).resolve()
+    block, batch, lr = setting["block_size"], setting["batch_size"], setting["lr"]
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        for name in ("model.py", "train.py", "configurator.py"):
+            (place / name).symlink_to(source / name)
+        text = place / "data" / "shared"
+        text.mkdir(parents=True)
+        for name, file in (("train.bin", "train.bin"), ("val.bin", "valid.bin")):
+            (text / name).symlink_to(data.folder.resolve() / file)
+        (text / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": len(data.tokenizer)}))
+
+        def run(steps: int) -> list[float]:
+            """Seconds of every iteration."""
+            options = {
+                "dataset": "shared", "device": "cpu", "compile": False, "dtype": "float32", "n_layer": 4, "n_head": 4,
+                "n_embd": 128, "block_size": block, "batch_size": batch, "gradient_accumulation_steps": 1,
+                "learning_rate": lr, "min_lr": lr / 10, "beta2": 0.99, "warmup_iters": max(1, steps // 20),
+                "max_iters": steps, "lr_decay_iters": steps, "eval_interval": steps, "eval_iters": 1, "log_interval": 1,
+                "always_save_checkpoint": True,
+            }  # fmt: skip
+            # Its seed is fixed in the source; a data set's order is all that a seed changes here.
+            code = (
+                (place / "train.py").read_text().replace("torch.manual_seed(1337", f"torch.manual_seed(1337 + {seed}")
+            )
+            (place / "seeded.py").write_text(code)
+            command = [sys.executable, "seeded.py", *(f"--{k}={v}" for k, v in options.items())]
+            out = subprocess.run(command, cwd=place, capture_output=True, text=True, check=True).stdout
+            return [float(ms) / 1000 for ms in re.findall(r"iter \d+: loss [\d.]+, time ([\d.]+)ms", out)]
+
+        probe = sorted(run(PROBE_STEPS)[1:])
+        timer = Stopwatch()
+        took = run(round(seconds / probe[len(probe) // 2]))
+        timing = timer.stop() | {"seconds": round(sum(took[1:]), 1)}  # the first one contains an evaluation
+        sys.path.insert(0, str(source))
+        import model as theirs  # type: ignore[import-not-found]
+
+        saved = torch.load(place / "out" / "ckpt.pt", weights_only=False)
+        network = theirs.GPT(theirs.GPTConfig(**saved["model_args"]))
+        network.load_state_dict(saved["model"])
+    return {"score": score(Shown(network), data, block), "tokens": len(took) * batch * block} | timing
+
+
+class Shown(torch.nn.Module):
+    """nanoGPT gives all logits only if it is given targets."""
+
+    def __init__(self, network: torch.nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, input_ids: torch.Tensor, use_cache: bool) -> Any:  # noqa: D102
+        ids = input_ids.contiguous()
+        logits, _ = self.network(ids, ids)
+        return argparse.Namespace(logits=logits)
+
+
+def score(model: Any, data: Prepared, context: int) -> float:
+    """Bits per byte of a causal model, masked loss of an encoder; with our evaluator for everybody."""
+    policy = Precision("cpu", torch.float32)
+    if type(model).__name__ != "BertForMaskedLM":
+        return round(evaluate.bits_per_byte(model, data.valid, context, policy, data.tokenizer.bos_token_id), 4)
+    recipe = recipes.get("mlm")
+    fixed = recipes.evaluation_transform(recipe, data.tokenizer)
+    return round(evaluate.losses(model, recipe.objective, fixed, data.valid, 128, policy)["mlm"], 4)
+
+
+class Stopwatch:
+    """Wall-clock seconds, and the share of the threads' time that was really got."""
+
+    def __init__(self) -> None:
+        self.started, self.cpu = time.monotonic(), self._cpu()
+
+    @staticmethod
+    def _cpu() -> float:
+        times = os.times()
+        return times.user + times.system + times.children_user + times.children_system
+
+    def stop(self) -> Result:
+        """What has passed since the start."""
+        wall = time.monotonic() - self.started
+        return {
+            "seconds": round(wall, 1),
+            "cpu_share": round((self._cpu() - self.cpu) / wall / torch.get_num_threads(), 3),
+        }
+
+
+CONTESTANTS: dict[str, Callable[..., Result]] = {
+    "ours": lambda *a: ours(*a, objective="clm"),
+    "adamw": lambda *a: ours(*a, objective="clm"),
+    "gpt2-trainer": lambda *a: hf_trainer(*a, architecture="gpt2"),
+    "nanogpt": nanogpt,
+    "ours-mlm": lambda *a: ours(*a, objective="mlm"),
+    "bert-trainer": lambda *a: hf_trainer(*a, architecture="bert"),
+}
+
+
+def main() -> None:
+    """Train one contestant and print its result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=CONTESTANTS)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--budget", type=float, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--setting", type=json.loads, default={})
+    options = parser.parse_args()
+    progress.hush_transformers()
+    data = Prepared.open(options.data)
+    print(json.dumps(CONTESTANTS[options.name](data, options.budget, options.seed, options.setting)))
+
+
+if __name__ == "__main__":
+    main()

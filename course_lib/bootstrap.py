@@ -21,11 +21,14 @@ def install_missing() -> None:
 
     Raises:
         CourseError: the installed torch or numpy is too old, or pip failed.
+
     """
     needed = missing(requirements())
     blocked = [line for line in needed if name_of(line) in KEEP and installed(name_of(line))]
     if blocked:
-        raise CourseError(f"This machine's {', '.join(blocked)} is not met; choose a newer runtime, or update it by hand.")
+        raise CourseError(
+            f"This machine's {', '.join(blocked)} is not met; choose a newer runtime, or update it by hand."
+        )
     if needed:
         command = [sys.executable, "-m", "pip", "install", "--quiet", *held(), *needed]
         if subprocess.run(command, check=False).returncode:

@@ -28,6 +28,7 @@ def source(thing: Any) -> str:
 
     Raises:
         CourseError: `thing` has no Python source (a value, or something written in C).
+
     """
     try:
         code = textwrap.dedent(inspect.getsource(thing))

@@ -12,7 +12,8 @@ NUMBER = r"(?<![\w.])[-−+]?\d[\d,\u202f\u2009]*(?:\.\d+)?(?:\s?%)?"
 REFERENCE = re.compile(r"<!-- run:(\S+) ([\w.-]+?)(?:([*/])([\d.e+-]+))? -->")
 SENTENCES = r"\n|(?<=[.!?])\s+|\|"
 CITED, FIRST, LAST = "\ue000", 0xE001, 0xF000  # private characters: for a citation, for the references in order
-NAMED = r"(?:sections?|chapters?|eq\.|equations?|exercises?|figures?|steps?|§|parts?|notebooks?|appendix)\s(?:\d[\d., –and]*)?\d"
+WORDS = r"(?:sections?|chapters?|eq\.|equations?|exercises?|figures?|steps?|§|parts?|notebooks?|appendix)"
+NAMED = WORDS + r"\s(?:\d[\d., –and]*)?\d"
 VERSIONED = r"(?:torch|PyTorch|transformers|datasets|Python|CUDA|version|Sphinx|v)[ ~≥>=]*\d+(?:\.\d+)*"
 UNCHECKED = [
     re.compile(pattern, re.M | re.I)
@@ -64,7 +65,10 @@ def claims(markdown: str) -> list[Claim]:
 
 def in_sentence(sentence: str, references: list[re.Match[str]]) -> list[Claim]:
     """Checked numbers of one sentence, each with the reference that stands between it and the next one."""
-    found, places = [], [place for place in re.finditer(NUMBER, sentence) if is_checked(place[0], sentence[place.end() :])]
+    found, places = (
+        [],
+        [place for place in re.finditer(NUMBER, sentence) if is_checked(place[0], sentence[place.end() :])],
+    )
     for place, after in itertools.zip_longest(places, places[1:]):
         between = sentence[place.end() : after.start() if after else None]
         mark = next((character for character in between if FIRST <= ord(character) < LAST), None)

@@ -26,7 +26,9 @@ def mistakes(notebook: dict[str, Any], path: Path) -> list[str]:
     wrong += ["more than one heading of level 1"] * (len(re.findall(r"^# ", prose, re.M)) != 1)
     if is_chapter(path):
         wrong += closing(prose, titles)
-        wrong += [f"section '{title}' asks nothing" for title in titles if title not in CLOSING and not title.endswith("?")]
+        wrong += [
+            f"section '{title}' asks nothing" for title in titles if title not in CLOSING and not title.endswith("?")
+        ]
         wrong += ["'## Exercises' is not alone in its cell"] * ("## Exercises" not in [text.strip() for text in texts])
     else:
         wrong += ["no summary"] * ("Summary" not in titles)

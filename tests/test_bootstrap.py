@@ -73,7 +73,9 @@ def test_on_a_hosted_machine_library_and_records_come_from_one_clone(tmp_path, r
         clone = next(work.iterdir())
         assert done.stdout.strip() == str(clone / "course_lib" / "__init__.py")
     assert (clone / "runs" / "README.md").exists()
-    depth = subprocess.run(["git", "rev-list", "--count", "HEAD"], cwd=clone, capture_output=True, text=True, check=True)
+    depth = subprocess.run(
+        ["git", "rev-list", "--count", "HEAD"], cwd=clone, capture_output=True, text=True, check=True
+    )
     assert depth.stdout.strip() == "1"
 
 

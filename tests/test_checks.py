@@ -7,7 +7,7 @@ import re
 import pytest
 
 from course_lib import checks
-from course_lib.checks.grading import Properties, Unsolved, close, equal, grader
+from course_lib.checks.grading import Properties, UnsolvedError, close, equal, grader
 from course_lib.errors import CourseError
 from tests.conftest import ROOT
 
@@ -27,7 +27,7 @@ def test_there_are_graders_and_each_has_its_answers():
 
 @pytest.mark.parametrize("name", GRADERS)
 def test_the_stub_is_rejected_with_a_plain_word(name):
-    with pytest.raises(Unsolved, match="returns nothing yet"):
+    with pytest.raises(UnsolvedError, match="returns nothing yet"):
         getattr(checks, name)(lambda *arguments, **options: ...)
 
 
@@ -37,7 +37,7 @@ def test_each_mistake_misses_the_property_it_should_and_each_property_is_missed(
     assert sum(map(len, wrong.values())) >= 3
     for start, mistakes in wrong.items():
         for mistake in mistakes:
-            with pytest.raises(Unsolved) as caught:
+            with pytest.raises(UnsolvedError) as caught:
                 getattr(checks, name)(mistake)
             failed = [title for title, _ in caught.value.failed]
             assert any(title.startswith(start) for title in failed), f"{mistake.__name__} fails only {failed}"
@@ -74,7 +74,9 @@ def test_the_notebooks_exercises_and_their_graders_agree(path):
             assert "\n**On a small machine:** " in box
             assert ("manual: true" in text) == (name not in GRADERS)
             questions.append(name)
-    boxes = [re.search(r":label: (ex\d\d_\d+)$", text, re.M)[1] for _, text in cells if text.startswith(":::{exercise}")]
+    boxes = [
+        re.search(r":label: (ex\d\d_\d+)$", text, re.M)[1] for _, text in cells if text.startswith(":::{exercise}")
+    ]
     called = {name for kind, text in cells if kind == "code" for name in re.findall(r"checks\.(ex\d\d_\d+)\(", text)}
     assert questions == boxes
     assert sorted(called) == [name for name in GRADERS if name.startswith(f"ex{path.stem[:2]}_")]
@@ -89,10 +91,10 @@ def ex99_1(double, holds: Properties) -> None:
 
 
 def test_a_message_names_each_property_that_fails_and_why():
-    with pytest.raises(Unsolved) as caught:
+    with pytest.raises(UnsolvedError) as caught:
         ex99_1(lambda x: x + 2)
     assert str(caught.value) == "ex99_1: 1 of 2 properties hold.\n  ✗ half becomes 1: double(0.5): expected 1, got 2.5"
-    with pytest.raises(Unsolved, match="2 becomes 4: your code raised ZeroDivisionError: division by zero"):
+    with pytest.raises(UnsolvedError, match="2 becomes 4: your code raised ZeroDivisionError: division by zero"):
         ex99_1(lambda x: x / 0)
 
 

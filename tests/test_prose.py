@@ -51,7 +51,9 @@ def test_notebooks_are_plain_markdown_with_few_boxes(path):
     assert not re.search(r"^\([\w-]+\)=|^% |\{#[\w-]+\}|^```mermaid", text, re.M), "labels and comments of MyST"
     for title, kind in re.findall(r"^:::\{admonition\} (.+)\n:class: (\S+)", text, re.M):
         assert BOXES.get(title) == kind, f"box '{title}' of class {kind}"
-    assert len(re.findall(r"^:::\{admonition\}", text, re.M)) == len(re.findall(r"^:::\{admonition\} .+\n:class: ", text, re.M))
+    assert len(re.findall(r"^:::\{admonition\}", text, re.M)) == len(
+        re.findall(r"^:::\{admonition\} .+\n:class: ", text, re.M)
+    )
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS + PAGES, ids=lambda p: p.stem)

@@ -47,7 +47,9 @@ def make(path: Path, to: Path) -> tuple[Path, Path]:
         shutil.copy(next(Path(name, "autograder").glob("*.zip")), grader)
         notebook = json.loads(Path(name, "student", path.name).read_text(encoding="utf-8"))
     original = json.loads(path.read_text(encoding="utf-8"))
-    student.write_text(json.dumps(without_otter(notebook, calls(original)), indent=1, ensure_ascii=False) + "\n", "utf-8")
+    student.write_text(
+        json.dumps(without_otter(notebook, calls(original)), indent=1, ensure_ascii=False) + "\n", "utf-8"
+    )
     return student, grader
 
 

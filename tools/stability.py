@@ -2,8 +2,8 @@
 
     python tools/stability.py [--all] [notebooks/NN_topic.ipynb …]
 
-Compares as `pytest --nbval` does, by calling it. What passed is stored in notebooks/stability/NN_topic.json under a hash
-of code and printed outputs; only notebooks whose hash has changed are run again. Not part of CI: it would triple its time.
+Compares as `pytest --nbval` does, by calling it. What passed is stored in notebooks/stability/NN_topic.json under a
+hash of code and printed outputs; only what has changed runs again. Not part of CI: it would triple its time.
 """
 
 import argparse
@@ -45,7 +45,9 @@ def check(path: Path) -> bool:
     for name, variables in SETTINGS.items():
         started = time.monotonic()
         command = [sys.executable, "-m", "pytest", "--nbval", "-n0", "-q", "--no-header", str(path)]
-        done = subprocess.run(command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, check=False
+        )
         seconds[name] = round(time.monotonic() - started, 1)
         print(f"{path.stem:<28}{name:<20}{seconds[name]:>7.1f} s  {'same' if done.returncode == 0 else 'DIFFERENT'}")
         if done.returncode:

@@ -62,9 +62,11 @@ def copy(source: Path, target: Path) -> None:
 
 
 def mend_widgets(script: Path, folder: Path) -> None:
-    """Let widgets typeset with MathJax 3, and find their icon font: its address is relative to the page, so embed it."""
+    """Let widgets typeset with MathJax 3, and embed their icon fonts, whose addresses are relative to the page."""
     text = script.read_text(encoding="utf-8")
-    text, calls = re.subn(r'MathJax\.Hub\.Queue\(\["Typeset",MathJax\.Hub,(\w)\]\)', r"MathJax.typesetPromise?.([\1])", text)
+    text, calls = re.subn(
+        r'MathJax\.Hub\.Queue\(\["Typeset",MathJax\.Hub,(\w)\]\)', r"MathJax.typesetPromise?.([\1])", text
+    )
 
     def embedded(found: re.Match[str]) -> str:
         return f'"data:font/woff2;base64,{base64.b64encode((folder / found[1]).read_bytes()).decode()}"'

@@ -53,7 +53,9 @@ def score(record: Record) -> str:
     scores = {**result.get("scores", {}), **{k: v for k, v in result.items() if k == "bits_per_byte"}}
     if "bits_per_byte" in scores:
         return f"{scores['bits_per_byte']:.3f} bits per byte"
-    shown = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in scores.items() if isinstance(value, int | float)]
+    shown = [
+        f"{name.replace('_', ' ')} {value:.4g}" for name, value in scores.items() if isinstance(value, int | float)
+    ]
     return ", ".join(shown[:3]) or NOTHING
 
 
@@ -80,14 +82,23 @@ def command(record: Record) -> str:
 
 def about(record: Record) -> str:
     """What a measurement is: its own words, else the parts that it measured."""
-    words = record.get("about") or ", ".join(key.replace("_", " ") for key, value in record.items() if is_measured(key, value))
+    words = record.get("about") or ", ".join(
+        key.replace("_", " ") for key, value in record.items() if is_measured(key, value)
+    )
     first = words.split(". ")[0].rstrip(".")
     return first or NOTHING
 
 
 def is_measured(key: str, value: Any) -> bool:
     """Whether a record's entry is a result and not provenance."""
-    return isinstance(value, dict | list) and key not in ("versions", "commands", "command", "device", "config", "settings")
+    return isinstance(value, dict | list) and key not in (
+        "versions",
+        "commands",
+        "command",
+        "device",
+        "config",
+        "settings",
+    )
 
 
 def day(record: Record) -> str:
@@ -158,7 +169,9 @@ def table(columns: Columns, rows: Iterable[Record]) -> nodes.Node:
 def cell(column: str, text: str) -> nodes.Node:
     """Names and commands as code, the rest as text."""
     if column in ("record", "command", "notebook") and text != NOTHING:
-        return nodes.paragraph("", "", *(part for line in text.split("; ") for part in (nodes.literal(text=line), nodes.Text(" "))))
+        return nodes.paragraph(
+            "", "", *(part for line in text.split("; ") for part in (nodes.literal(text=line), nodes.Text(" ")))
+        )
     return nodes.paragraph(text=text)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from course_lib.errors import CourseError
 
 
-class Unsolved(CourseError):
+class UnsolvedError(CourseError):
     """An answer that misses at least one property: `failed` lists (property, reason), `names` all properties."""
 
     def __init__(self, exercise: str, names: list[str], failed: list[tuple[str, str]]):
@@ -39,7 +39,7 @@ class Properties:
 
 
 def grader(check: Callable[[Any, Properties], None]) -> Callable[[Any], None]:
-    """Turn `check(answer, holds)` into `exNN_k(answer)`, which prints that all holds or raises `Unsolved`."""
+    """Turn `check(answer, holds)` into `exNN_k(answer)`, which prints that all holds or raises `UnsolvedError`."""
 
     @functools.wraps(check)
     def graded(answer: Any) -> None:
@@ -48,7 +48,7 @@ def grader(check: Callable[[Any, Properties], None]) -> Callable[[Any], None]:
         holds = Properties()
         check(answer, holds)
         if holds.failed:
-            raise Unsolved(check.__name__, holds.names, holds.failed)
+            raise UnsolvedError(check.__name__, holds.names, holds.failed)
         print(f"{check.__name__}: all {len(holds.names)} properties hold.")
 
     return graded
@@ -63,7 +63,7 @@ def equal(got: Any, want: Any, what: str = "") -> None:
 
 
 def close(got: Any, want: Any, tolerance: float = 1e-6, what: str = "") -> None:
-    """Raise AssertionError unless two numbers or tensors of one shape agree within `tolerance` (relative, and absolute)."""
+    """Raise AssertionError unless numbers or tensors agree within `tolerance`, relative or absolute."""
     written(got)
     pairs = list(zip(flat(got), flat(want), strict=False))
     if len(flat(got)) != len(flat(want)):

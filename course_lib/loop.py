@@ -40,7 +40,7 @@ def train(
     budget: Budget,
     clip: float = 1.0,
 ) -> Iterator[Step]:
-    """Train until the budget is spent, yielding after every optimizer step.
+    """Train until the budget is spent, yielding after every optimizer step. What is minimised: equation eq-mean.
 
     `batches` gives the micro-batches of one step at a time. When memory runs out, the step is repeated with half the
     rows at once, and so are all that follow. The caller decides between steps what to log, evaluate or save, and may

@@ -88,7 +88,7 @@ def _stacks(parameters: list[torch.Tensor]) -> list[list[torch.Tensor]]:
 
 
 class AdamW(torch.optim.Optimizer):
-    """AdamW to read (Loshchilov and Hutter 2019); training uses torch's, which is the same and faster.
+    """AdamW to read, equation eq-adamw (Loshchilov and Hutter 2019); training uses torch's, the same and faster.
 
     Moments m ← β₁m + (1−β₁)g and v ← β₂v + (1−β₂)g², corrected for their start at zero; then θ ← θ − ηλθ − ηm̂/(√v̂+ε).
     The decay acts on the weights, not through the gradient, so it is not scaled by 1/√v̂.

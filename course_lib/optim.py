@@ -212,14 +212,12 @@ def build(
     return optimizers
 
 
-def for_finetuning(
-    model: nn.Module, lr: float, layer_decay: float = 1.0, weight_decay: float = 0.0
-) -> torch.optim.Optimizer:
+def for_finetuning(model: Any, lr: float, layer_decay: float = 1.0, weight_decay: float = 0.0) -> torch.optim.Optimizer:
     """AdamW whose rate falls by `layer_decay` from each layer to the one below it (Howard and Ruder 2018); head on top.
 
     Embeddings are the lowest layer. Vectors are never decayed.
     """
-    depth = model.config.num_hidden_layers + 1  # type: ignore[union-attr]
+    depth = model.config.num_hidden_layers + 1
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, p in model.named_parameters():
         if p.requires_grad:

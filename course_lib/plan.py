@@ -76,7 +76,7 @@ def probe(
     steps, budget = repeat(step, PROBE_STEPS), Budget(WorkClock(float("inf")))
     for done in train(copied, steps, objective, optimizers(copied), lambda _: 1e-6, fresh, budget):
         stamps.append(time.perf_counter())
-        rows = done.micro_rows
+        rows = done.shrunk or rows
     # The first steps allocate memory and warm caches up; a run pays that once.
     seconds = statistics.median([after - before for before, after in pairwise(stamps)][PROBE_STEPS // 2 :])
     return rows, batch["input_ids"].numel() / seconds

@@ -69,7 +69,7 @@ def weights_after(model, steps, objective=None, tokens=None, schedule=flat, lr=0
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(0, 16), min_size=2, max_size=4))
 def test_unequal_micro_batches_equal_the_big_batch(ignored):
-    """Equation eq-mean: the mean of means would differ; so would a NaN from a micro-batch without targets (16 ignored of 16)."""
+    """Equation eq-mean: the mean of means would differ, and a micro-batch without targets (16 of 16 ignored) NaN."""
     torch.manual_seed(0)
     model = models.build("qwen3", models.Size(16, 1, 2, 64, 16), models.Tokens(64))
     micro = [batch_of(2, n, seed) for seed, n in enumerate(ignored)]

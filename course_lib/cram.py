@@ -14,10 +14,10 @@ from typing import Any
 from course_lib import assets, baselines, device, evaluate, finetune, recipes, report, sample
 from course_lib.budget import format_duration, parse_duration
 from course_lib.config import Config, Tuning
-from course_lib.data import labelled
+from course_lib.data import corpora, labelled
 from course_lib.data.prepare import Prepared
 from course_lib.errors import CourseError
-from course_lib.pretrain import pretrain, run_name
+from course_lib.pretrain import pretrain, resolve, run_name
 from course_lib.record import Run, Timer, now
 from course_lib.recorder import Log
 
@@ -42,6 +42,9 @@ def cram(
         raise CourseError(f"cram trains a model that can write; for the objective '{config.objective}' use pretrain.")
     task = labelled.of_corpus(config.corpus, config.encoding)  # before anything is trained: it may be damaged
     halves = [half(config, objective) for objective in (config.objective, "mlm")]
+    for part_config in halves:  # what is wrong is said before anything is made
+        resolve(part_config, device.pick(config.device))
+    corpora.load(config.corpus, config.encoding)
     run = Run.begin(asdict(config), runs, run_name(config), run_id, fresh)
     run.update(kind="cram", device=device.pick(config.device).describe())
     timer = Timer(run.info.get("timings", {}))

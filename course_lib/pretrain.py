@@ -56,7 +56,7 @@ def pretrain(
     started = time.monotonic() if started is None else started
     progress.hush_transformers()
     where, fetching = device.pick(config.device), Timer()
-    settings = _resolve(config, where)
+    settings = resolve(config, where)
     distributed.start(where.kind)
     log = log if distributed.rank() == 0 else _silent
     with fetching("fetch"):
@@ -133,7 +133,7 @@ def _set_up(
     return data, state
 
 
-def _resolve(config: Config, where: device.Device) -> Config:
+def resolve(config: Config, where: device.Device) -> Config:
     """The config with every default filled in; refuses names that do not exist before anything is made or fetched."""
     if config.replay:
         recorded = Run.open(Path(config.replay)).info["settings"]

@@ -63,7 +63,9 @@ def visit(chromium, address):
     contexts = []
 
     def open_page(name, scheme="light", width=1280):
-        context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        context = chromium.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
+        )
         contexts.append(context)
         troubles = []
         context.route(
@@ -130,6 +132,7 @@ def test_a_page_shows_all_it_has(visit, name, scheme):
 
 def open_all(page):
     """Unfold what is folded; each part must be hidden before and shown after its click."""
+    page.add_style_tag(content="* { transition: none !important; animation: none !important; }")  # no half-faded text
     for details in page.locator("main details").all():
         assert details.get_attribute("open") is None
         details.locator("summary").click()

@@ -128,6 +128,7 @@ def test_a_missing_model_is_said(tmp_path, cpu):
 
 @pytest.mark.parametrize("flops", [1e13, 3.4e19, 5.76e23])
 def test_the_compute_optimal_pair_spends_the_budget_at_its_ratio(flops):
+    """Equation eq-compute-optimal."""
     for ratio in (20.0, 200.0):
         weights, tokens = plan.compute_optimal(flops, ratio)
         assert 6 * weights * tokens == pytest.approx(flops)

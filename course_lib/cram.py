@@ -41,12 +41,13 @@ def cram(
     if not recipes.get(config.objective).causal:
         raise CourseError(f"cram trains a model that can write; for the objective '{config.objective}' use pretrain.")
     task = labelled.of_corpus(config.corpus, config.encoding)  # before anything is trained: it may be damaged
-    halves = [half(config, objective) for objective in (config.objective, "mlm")]
-    for part_config in halves:  # what is wrong is said before anything is made
-        resolve(part_config, device.pick(config.device))
+    where = device.pick(config.device)
+    resolve(half(config, "mlm"), where)  # what is wrong is said before anything is made
+    size = resolve(config, where).size  # for both, what the whole budget can feed
     corpora.load(config.corpus, config.encoding)
     run = Run.begin(asdict(config), runs, run_name(config), run_id, fresh)
-    run.update(kind="cram", device=device.pick(config.device).describe())
+    run.update(kind="cram", device=where.describe(), size=run.info.get("size", size))
+    halves = [replace(half(config, name), size=run.info["size"]) for name in (config.objective, "mlm")]
     timer = Timer(run.info.get("timings", {}))
     try:
         for name, part in zip(("decoder", "encoder"), halves, strict=True):

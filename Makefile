@@ -6,7 +6,7 @@ CORPUS ?= movie_reviews
 ARGS   ?=
 PY     := $(VENV)/bin/python
 
-.PHONY: cram test book stability edition lint doctor lock clean help
+.PHONY: cram test book stability bench edition lint doctor lock clean help
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -30,6 +30,9 @@ stability: $(VENV)/all  ## rerun changed notebooks with other threads and CPU ke
 
 book: $(VENV)/all  ## build the book into _build/html
 	$(VENV)/bin/jupyter-book build . -W -n --keep-going
+
+bench: $(VENV)/all  ## race against the peers, two hours; with NANOGPT=path also against nanoGPT
+	$(PY) tools/race.py --out runs/race-$$(date +%Y%m%d-%H%M) $(ARGS)
 
 edition: $(VENV)/all  ## write student editions and autograders into _build/edition
 	$(PY) tools/make_edition.py

@@ -189,8 +189,9 @@ def _compare(options: argparse.Namespace, started: float) -> None:
 
     b = None if str(options.b) == "tfidf" else Run.open(options.b)
     found = finetune.compare(Run.open(options.a), b)
-    text = "{mean:+.1%} (95 % interval {low:+.1%} to {high:+.1%}, {seeds} seeds): {verdict}"
-    _print(options, found.describe(), text.format(**found.describe()))
+    mean, low, high = (f"{100 * value:+.1f}" for value in (found.mean, found.low, found.high))
+    text = f"{mean} points (95 % interval {low} to {high}, seeds: {found.seeds}): {found.verdict}"
+    _print(options, found.describe(), text)
 
 
 def _evaluate(options: argparse.Namespace, started: float) -> None:

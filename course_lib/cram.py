@@ -163,8 +163,8 @@ def verdicts(run: Run) -> list[str]:
         d = task["differences"][key]
         side = "better" if d["low"] > 0 else "worse" if d["high"] < 0 else "not clearly better or worse"
         lines.append(
-            f"On {task['name']}, the {task['better']} is {side} than {name}: {d['mean']:+.1%} "
-            f"(95 % interval {d['low']:+.1%} to {d['high']:+.1%}, {d['seeds']} seeds)."
+            f"On {task['name']}, the {task['better']} is {side} than {name}: {100 * d['mean']:+.1f} points "
+            f"(95 % interval {100 * d['low']:+.1f} to {100 * d['high']:+.1f}, {d['seeds']} seeds)."
         )
     return lines
 

@@ -118,8 +118,8 @@ def _task(task: dict[str, Any]) -> dict[str, Any]:
                 "accuracy": f"{result['accuracy']:.1%}",
                 "spread": f"{result['least']:.1%} to {result['most']:.1%}" if "least" in result else "",
                 "seeds": result.get("seeds", "no randomness"),
-                "difference": f"{d['mean']:+.1%}" if d else "",
-                "interval": f"{d['low']:+.1%} to {d['high']:+.1%}" if d else "",
+                "difference": f"{100 * d['mean']:+.1f} points" if d else "",
+                "interval": f"{100 * d['low']:+.1f} to {100 * d['high']:+.1f}" if d else "",
             }
         )
     dev = ", ".join(f"{name} {value:.1%}" for name, value in task["dev"].items())

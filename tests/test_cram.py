@@ -131,10 +131,10 @@ def test_verdicts_say_plainly_who_wins(tmp_path):
     }  # fmt: skip
     won, lost = cram.verdicts(Run(tmp_path, {"task": task}))
     assert (
-        "the encoder is better than the same network from random weights: +5.0% (95 % interval +1.0% to +9.0%, 3 seeds)"
+        "the encoder is better than the same network from random weights: +5.0 points (95 % interval +1.0 to +9.0, 3 seeds)"
         in won
     )
-    assert "the encoder is worse than TF-IDF with logistic regression: -4.0%" in lost
+    assert "the encoder is worse than TF-IDF with logistic regression: -4.0 points" in lost
     task["differences"]["tfidf"] = difference(0.01, -0.01, 0.03)
     assert "not clearly better or worse than TF-IDF" in cram.verdicts(Run(tmp_path, {"task": task}))[1]
 

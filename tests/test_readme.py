@@ -14,16 +14,30 @@ RECORDS = sorted((ROOT / "runs").glob("*/run.json"))
 
 
 def test_the_output_shown_is_the_record():
-    record = json.loads((ROOT / "runs" / "cram-5m-readme" / "run.json").read_text(encoding="utf-8"))
-    result, plan = record["result"], record["plan"]
+    record = json.loads((ROOT / "runs" / "cram-5m-both" / "run.json").read_text(encoding="utf-8"))
+    result = record["decoder"]["result"]
     assert f"{result['scores']['bits_per_byte']:.3f} bits per byte" in README
-    assert f"{plan['tokens_per_second']:,}" in README
-    assert f"{result['tokens_per_second']:,}" in README
-    assert f"{record['data']['train']:,} to train on" in README
+    for part in (record["decoder"], record["encoder"]):
+        assert f"{part['plan']['tokens_per_second']:,}" in README
+        assert f"{part['result']['tokens_per_second']:,}" in README
+        assert f"{part['data']['train']:,} to train on" in README
+    for difference in record["task"]["differences"].values():
+        assert f"{100 * difference['mean']:+.1f} points" in README
+    assert record["seconds"] <= 300 + 300, "the budget, and five minutes"
     minutes, seconds = divmod(int(record["whole_make_cram_seconds"]), 60)
     outside = record["whole_make_cram_seconds"] - record["seconds"]
     assert f"{minutes} minutes {seconds} seconds in all, of which {outside:.0f}" in " ".join(README.split())
-    assert f"read {result['tokens'] / 1e6:.1f} million tokens" in README
+    assert f"read {result['tokens'] / 1e6:.1f} million tokens" in " ".join(README.split())
+
+
+def test_the_race_is_won_by_what_is_claimed():
+    """The best peer's score in a third of the time, and a tenth less with all of it."""
+    rows = json.loads((ROOT / "runs" / "race-300s" / "run.json").read_text(encoding="utf-8"))["summary"]
+    score = {(row["name"], row["budget"]): row for row in rows}
+    best = min(score["nanogpt", 300.0]["mean"], score["gpt2-trainer", 300.0]["mean"])
+    assert score["ours", 100.0]["most"] <= best
+    assert score["ours", 300.0]["mean"] <= 0.9 * best
+    assert all(row["seeds"] >= 3 for row in rows)
 
 
 def test_the_default_reaches_its_target_on_three_seeds():

@@ -130,10 +130,8 @@ def test_verdicts_say_plainly_who_wins(tmp_path):
         "differences": {"scratch": difference(0.05, 0.01, 0.09), "tfidf": difference(-0.04, -0.06, -0.02)},
     }  # fmt: skip
     won, lost = cram.verdicts(Run(tmp_path, {"task": task}))
-    assert (
-        "the encoder is better than the same network from random weights: +5.0 points (95 % interval +1.0 to +9.0, 3 seeds)"
-        in won
-    )
+    assert "the encoder is better than the same network from random weights: +5.0 points" in won
+    assert "(95 % interval +1.0 to +9.0, 3 seeds)" in won
     assert "the encoder is worse than TF-IDF with logistic regression: -4.0 points" in lost
     task["differences"]["tfidf"] = difference(0.01, -0.01, 0.03)
     assert "not clearly better or worse than TF-IDF" in cram.verdicts(Run(tmp_path, {"task": task}))[1]

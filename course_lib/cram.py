@@ -40,9 +40,10 @@ def cram(
     started = time.monotonic() if started is None else started
     if not recipes.get(config.objective).causal:
         raise CourseError(f"cram trains a model that can write; for the objective '{config.objective}' use pretrain.")
-    task = labelled.of_corpus(config.corpus, config.encoding)  # before anything is trained: it may be damaged
     where = device.pick(config.device)
-    resolve(half(config, "mlm"), where)  # what is wrong is said before anything is made
+    # What is wrong is said before anything is made.
+    task = labelled.of_corpus(config.corpus, config.encoding)
+    resolve(half(config, "mlm"), where)
     size = resolve(config, where).size  # for both, what the whole budget can feed
     corpora.load(config.corpus, config.encoding)
     run = Run.begin(asdict(config), runs, run_name(config), run_id, fresh)
@@ -57,11 +58,9 @@ def cram(
             started = time.monotonic()
         with timer("samples"):
             run.update(**written(run))
-        if task:
-            with timer("task"):
-                run.update(task=_judge(run, task, config, log, how))
-        run.update(status="finished", finished=now())
-        run.update(timings=timer.seconds, seconds=round(sum(timer.seconds.values()), 3))
+        with timer("task"):
+            run.update(**({"task": _judge(run, task, config, log, how)} if task else {}))
+        run.update(status="finished", finished=now(), timings=timer.seconds, seconds=timer.total)
         (run.folder / "report.html").write_text(report.render(run, verdicts(run)), encoding="utf-8")
     finally:
         run.update(timings=timer.seconds)

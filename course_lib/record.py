@@ -128,6 +128,11 @@ class Timer:
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - started, 3)
 
+    @property
+    def total(self) -> float:
+        """Seconds of all parts together."""
+        return round(sum(self.seconds.values()), 3)
+
 
 def now() -> str:
     """UTC, to the second."""

@@ -9,7 +9,8 @@ ROOT = Path(__file__).resolve().parent
 
 # Kernels start in notebooks/ and know nothing of pytest's `pythonpath`.
 os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
-os.environ["OMP_NUM_THREADS"] = "1"  # two workers share two cores, and printed numbers must not depend on the count
+# Two workers share two cores, and printed numbers must not depend on the count: `make stability` tries another.
+os.environ["OMP_NUM_THREADS"] = os.environ.get("COURSE_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["COURSE_PROGRESS"] = "off"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -76,7 +76,8 @@ def half(config: Config, objective: str) -> Config:
     plain = Config()
     # Muon lowers an encoder's loss more, but what it leaves fine-tunes worse (book/lab-log.md).
     asked = config.optimizer != plain.optimizer or config.lr != plain.lr
-    return replace(shared, architecture="", **({} if asked else {"optimizer": "adamw", "lr": 0.002}))
+    encoder = replace(shared, architecture="")
+    return encoder if asked else replace(encoder, optimizer="adamw", lr=0.002)
 
 
 def written(run: Run) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import statistics
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -154,7 +154,7 @@ def _one(
         run.update(settings=asdict(tuning), plan={"micro_rows": tuning.step_rows}, status="running")
         ask = Asking(state, tokenizer, tuning.max_length)
         shape = schedule.build(tuning.schedule, tuning.warmup, 1 - tuning.warmup)
-        steps = ([batch] for batch in state.loader)
+        steps = ([batch] for batch in cast(examples.Examples, state.loader))
         with timer("train"):
             drive(run, state, steps, shape, lambda: ask.losses(task.dev), timer, log, parse_duration(save_every))
         with timer("evaluate"):

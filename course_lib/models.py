@@ -221,7 +221,8 @@ def flops_per_token(model: PreTrainedModel, context: int, head_share: float = 1.
     """Training FLOP per token: 6 a weight in a matrix product, and 12·layers·hidden·context for attention.
 
     `head_share`: the share of tokens the output head is applied to (0.3 for masked-language modelling at 30 %). Source:
-    Kaplan et al. (2020), table 1; the input embedding is a look-up and costs nothing, a tied head does.
+    Kaplan et al. (2020), table 1; the input embedding is a look-up and costs nothing, a tied head does. Equation
+    eq-training-flops.
     """
     inner = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and not is_outer(name))
     head = model.config.vocab_size * model.config.hidden_size
@@ -230,7 +231,7 @@ def flops_per_token(model: PreTrainedModel, context: int, head_share: float = 1.
 
 
 def training_bytes(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, int]:
-    """Bytes of what stays in memory between steps: float32 weights and gradients, and the optimizers' buffers.
+    """Bytes that stay in memory between steps, equation eq-bytes: float32 weights, gradients, optimizers' buffers.
 
     Muon keeps one buffer a weight, AdamW two. Activations come on top and depend on the micro-batch.
     """

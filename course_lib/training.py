@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from course_lib.config import Config
 from course_lib.data import pack, prepare
 from course_lib.device import Device
 from course_lib.errors import CourseError
+from course_lib.examples import Examples
 from course_lib.objectives import Objective
 from course_lib.precision import Precision
 
@@ -26,7 +27,7 @@ class Training:
     model: Any  # a stock model, or a ModuleDict of two
     objective: Objective
     optimizers: list[torch.optim.Optimizer]
-    loader: pack.Loader
+    loader: pack.Loader | Examples
     masking: torch.Generator
     precision: Precision
     signature: dict[str, Any]
@@ -148,7 +149,7 @@ def steps(training: Training, settings: Config, tokenizer: Any, micro_rows: int)
     rank, world = distributed.rank(), distributed.world_size()
     device = next(training.model.parameters()).device
     shared = lambda: distributed.from_rank_0(budget.progress, device)
-    return Steps(training.loader, transform, shared, micro_rows, rank, world)
+    return Steps(cast(pack.Loader, training.loader), transform, shared, micro_rows, rank, world)
 
 
 def score(training: Training, settings: Config, data: prepare.Prepared) -> dict[str, float]:

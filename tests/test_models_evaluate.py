@@ -65,6 +65,7 @@ def brute_force_bits(model, packed, context, bos):
 
 @pytest.mark.parametrize("count", [5, 16, 17, 24, 25, 90])
 def test_bits_per_byte_scores_every_token_once(tmp_path, tiny_model, count):
+    """Equation eq-bpb."""
     draw = np.random.default_rng(count)
     tokens = draw.integers(1, 64, count)
     tokens[[0, count // 2]] = 0
@@ -123,6 +124,15 @@ def test_greedy_generation_is_the_argmax_chain(saved, cpu):
 def test_a_missing_model_is_said(tmp_path, cpu):
     with pytest.raises(CourseError, match="no model in"):
         sample.load(tmp_path, cpu)
+
+
+@pytest.mark.parametrize("flops", [1e13, 3.4e19, 5.76e23])
+def test_the_compute_optimal_pair_spends_the_budget_at_its_ratio(flops):
+    for ratio in (20.0, 200.0):
+        weights, tokens = plan.compute_optimal(flops, ratio)
+        assert 6 * weights * tokens == pytest.approx(flops)
+        assert tokens / weights == pytest.approx(ratio)
+    assert plan.compute_optimal(5.76e23)[0] == pytest.approx(70e9, rel=0.02)  # Chinchilla's own budget and size
 
 
 def test_bigger_budgets_choose_bigger_models(monkeypatch, cpu):

@@ -131,6 +131,8 @@ def _sharded(forward: _Forward) -> nn.Module:
         raise CourseError(
             "One process has nobody to share with. Use torchrun --nproc-per-node=N, or leave --shard out."
         )
+    for tensor in forward.state_dict().values():  # as DistributedDataParallel does: rank 0's weights count
+        dist.broadcast(tensor, src=0)
     mesh = init_device_mesh(next(forward.parameters()).device.type, (world_size(),))
     for blocks in [module for module in forward.modules() if isinstance(module, nn.ModuleList)]:
         for block in blocks:

@@ -19,7 +19,8 @@ from course_lib.record import Run
 from tests import distributed_worker
 from tests.test_pretrain import TINY, command, config, weights
 
-FLAGS = ["--tokens=5120", "--seed=3"]
+# Random embeddings: from those in closed form, the order of a float32 sum alone moves weights by 8e-5 within 40 steps.
+FLAGS = ["--tokens=5120", "--seed=3", "--embeddings=random"]
 
 
 def launch(corpus_file, runs, *more):

@@ -1,9 +1,13 @@
 """Where a run takes place. Every device decision of the library is made in this file and in `precision`."""
 
+import json
 import os
 import platform
 import re
+import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,3 +94,16 @@ def _host_memory() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # Windows
         return 0
+
+
+def peak_bytes(function: Callable[[], Any]) -> int:
+    """The most bytes of CPU tensors that `function` held at once, beyond those that were there before."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's messages would land in a notebook
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    with tempfile.TemporaryDirectory() as folder:
+        profiler.export_chrome_trace(f"{folder}/trace.json")
+        events = json.loads(Path(folder, "trace.json").read_text(encoding="utf-8"))["traceEvents"]
+    memory = [event["args"] for event in events if event["name"] == "[memory]"]
+    before = memory[0]["Total Allocated"] - memory[0]["Bytes"] if memory else 0
+    return max([m["Total Allocated"] for m in memory], default=0) - before

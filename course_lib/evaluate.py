@@ -18,7 +18,7 @@ from course_lib.precision import Precision
 def bits_per_byte(
     model: nn.Module, packed: Packed, context: int, precision: Precision, bos: int = 0, batch_rows: int = 32
 ) -> float:
-    """−log₂ p(text) / bytes(text) over held-out documents; lower is better, 8 is no knowledge at all.
+    """−log₂ p(text) / bytes(text) over held-out documents, equation eq-bpb; lower is better, 8 is no knowledge.
 
     Every byte is scored exactly once, with at least half a context before it (the first tokens of the stream have what
     there is): windows of `context` tokens advance by half their length and only the new half counts. BOS tokens

@@ -231,7 +231,7 @@ def flops_per_token(model: PreTrainedModel, context: int, head_share: float = 1.
 
 
 def training_bytes(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, int]:
-    """Bytes of what stays in memory between steps: float32 weights and gradients, and the optimizers' buffers.
+    """Bytes that stay in memory between steps, equation eq-bytes: float32 weights, gradients, optimizers' buffers.
 
     Muon keeps one buffer a weight, AdamW two. Activations come on top and depend on the micro-batch.
     """

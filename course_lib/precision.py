@@ -16,7 +16,7 @@ from course_lib.device import Device
 
 
 class LossScaler:
-    """Dynamic loss scaling from scratch: what `torch.amp.GradScaler` does, in the lines that chapter 4 explains.
+    """Dynamic loss scaling from scratch, equation eq-scale: what `torch.amp.GradScaler` does, in chapter 4's lines.
 
     The loss is multiplied by `scale` so that small gradients do not vanish in float16. If a gradient overflows, the
     step is skipped and the scale halved; after `growth_interval` good steps in a row it is doubled. Source:
@@ -58,7 +58,7 @@ class LossScaler:
 
 
 class Precision:
-    """Autocast and loss scaling for one device kind and compute dtype.
+    """Autocast and loss scaling for one device kind and compute dtype: equation eq-master.
 
     `Precision.for_device(device)` is what training uses. float32 → neither; bfloat16 → autocast only
     (its exponent range is float32's); float16 → autocast and a `GradScaler`.

@@ -1,5 +1,6 @@
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -104,7 +105,7 @@ def test_a_float16_overflow_skips_the_step_and_halves_the_scale():
 
 @pytest.mark.parametrize("pattern", ["....x...xx......x.", "xxxx", "........", "x.x.x.x."])
 def test_our_loss_scaler_has_the_states_of_torchs(pattern):
-    """Same scale, same growth counter, same weights after every step of a forced overflow pattern."""
+    """Equation eq-scale: same scale, counter and weights after every step of a forced overflow pattern."""
     ours, theirs = quadratic([1.0, -2.0]), quadratic([1.0, -2.0])
     scaler = LossScaler(scale=2.0**10, growth_interval=3)
     reference = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
@@ -123,3 +124,35 @@ def test_our_loss_scaler_has_the_states_of_torchs(pattern):
         state = reference.state_dict()
         assert (scaler.scale, scaler.good_steps) == (state["scale"], state["_growth_tracker"])
         assert torch.equal(ours[0], theirs[0])
+
+
+def test_mixed_precision_is_the_rule_bit_by_bit():
+    """Equation eq-master, against NumPy: float16 weights and gradient, float32 sum."""
+    start, goal, lr = np.float32([1.0, 1.2, 0.7, 0.3]), np.float32([0.5, 0.9, 1.3, 0.301]), 2.0**-6
+    weight = torch.nn.Parameter(torch.from_numpy(start.copy()))
+    optimizer, policy = torch.optim.SGD([weight], lr=lr), Precision("cpu", torch.float16)
+    expected, scale = start, np.float32(policy.scaler.get_scale())
+    for _ in range(50):
+        optimizer.zero_grad()
+        difference = weight.half() - torch.from_numpy(goal).half()
+        policy.backward((0.5 * difference.float().square()).sum())
+        assert policy.step([optimizer], [weight], clip=float("inf"))[1]
+        gradient = np.float16(scale * np.float32(np.float16(expected) - np.float16(goal)))
+        expected = expected - np.float32(lr) * (np.float32(gradient) / scale)
+        assert np.array_equal(weight.detach().numpy(), expected)
+    assert weight.dtype == torch.float32
+
+
+def test_peak_bytes_counts_what_is_held_at_once():
+    def held():
+        a = torch.ones(1_000_000)
+        b = a + 1
+        return a, b
+
+    def one_after_the_other():
+        torch.ones(1_000_000)
+        torch.ones(1_000_000)
+
+    assert device.peak_bytes(held) == pytest.approx(8e6, rel=0.01)
+    assert device.peak_bytes(one_after_the_other) == pytest.approx(4e6, rel=0.01)
+    assert device.peak_bytes(lambda: None) == 0

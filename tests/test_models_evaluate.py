@@ -65,6 +65,7 @@ def brute_force_bits(model, packed, context, bos):
 
 @pytest.mark.parametrize("count", [5, 16, 17, 24, 25, 90])
 def test_bits_per_byte_scores_every_token_once(tmp_path, tiny_model, count):
+    """Equation eq-bpb."""
     draw = np.random.default_rng(count)
     tokens = draw.integers(1, 64, count)
     tokens[[0, count // 2]] = 0

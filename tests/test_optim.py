@@ -66,6 +66,7 @@ def test_muon_refuses_vectors():
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_our_adamw_is_torchs(decay):
+    """Equation eq-adamw."""
     torch.manual_seed(3)
     start = torch.randn(5, 4, dtype=torch.float64)
     ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())

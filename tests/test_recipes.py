@@ -211,6 +211,7 @@ def test_flops_agree_with_torchs_counter(architecture, size):
 
 
 def test_memory_between_steps_is_counted_by_hand():
+    """Equation eq-bytes."""
     model = model_for("clm")
     optimizers = optim.build(model, "muon", 0.02, 0.01)
     ids = torch.randint(4, 64, (2, 16))

@@ -1,0 +1,32 @@
+"""Principle 2: each numbered equation has a function that implements it and a test that checks it."""
+
+import importlib
+import inspect
+import operator
+
+import pytest
+
+from tools import list_equations
+
+LABELS = [label for labels in list_equations.labelled().values() for label in labels]
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_each_equation_has_a_function_and_a_test(label):
+    assert LABELS.count(label) == 1, "labelled twice"
+    assert list_equations.mentions("course_lib").get(label), "no docstring in course_lib names it"
+    assert list_equations.mentions("tests").get(label), "no test's docstring names it"
+
+
+@pytest.mark.parametrize("folder", ["course_lib", "tests"])
+def test_what_names_an_equation_exists_and_so_does_the_equation(folder):
+    for label, names in list_equations.mentions(folder).items():
+        assert label in LABELS, f"{names} name an equation that no notebook has"
+        for name in names:
+            package, module, attribute = name.split(".", 2)
+            found = operator.attrgetter(attribute)(importlib.import_module(f"{package}.{module}"))
+            assert folder == "course_lib" or (inspect.isfunction(found) and attribute.startswith("test_"))
+
+
+def test_the_page_is_current():
+    assert list_equations.PAGE.read_text(encoding="utf-8") == list_equations.page()

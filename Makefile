@@ -6,7 +6,7 @@ CORPUS ?= movie_reviews
 ARGS   ?=
 PY     := $(VENV)/bin/python
 
-.PHONY: cram test book stability lint doctor lock clean help
+.PHONY: cram test book stability edition lint doctor lock clean help
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -30,6 +30,9 @@ stability: $(VENV)/all  ## rerun changed notebooks with other threads and CPU ke
 
 book: $(VENV)/all  ## build the book into _build/html
 	$(VENV)/bin/jupyter-book build . -W -n --keep-going
+
+edition: $(VENV)/all  ## write student editions and autograders into _build/edition
+	$(PY) tools/make_edition.py
 
 # requirements.txt holds exact versions of everything; pyproject.toml says what is needed.
 $(VENV)/core: requirements.txt pyproject.toml

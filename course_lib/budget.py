@@ -67,6 +67,14 @@ class Clock:
         """A step of `tokens` tokens is done; bring `spent` up to now."""
         raise NotImplementedError
 
+    def state(self) -> list[float]:
+        """What is spent, for a checkpoint."""
+        return [self.spent]
+
+    def restore(self, state: list[float]) -> None:
+        """Go on from there."""
+        (self.spent,) = state
+
 
 class WallClock(Clock):
     """Seconds of real time, compile and warm-up included."""
@@ -122,6 +130,39 @@ class ReplayClock(Clock):
         self.spent += 1
 
 
+class FirstOf(Clock):
+    """Several clocks; the one that is furthest decides. "Three epochs, but no more than a minute"."""
+
+    unit = "share"
+
+    def __init__(self, *clocks: Clock):
+        self.clocks = clocks
+        super().__init__(1.0)
+
+    @property
+    def progress(self) -> float:  # noqa: D102
+        return max(clock.progress for clock in self.clocks)
+
+    def start(self) -> None:  # noqa: D102
+        for clock in self.clocks:
+            clock.start()
+
+    def pause(self) -> None:  # noqa: D102
+        for clock in self.clocks:
+            clock.pause()
+
+    def tick(self, tokens: int) -> None:  # noqa: D102
+        for clock in self.clocks:
+            clock.tick(tokens)
+
+    def state(self) -> list[float]:  # noqa: D102
+        return [spent for clock in self.clocks for spent in clock.state()]
+
+    def restore(self, state: list[float]) -> None:  # noqa: D102
+        for clock, spent in zip(self.clocks, state, strict=True):
+            clock.restore([spent])
+
+
 class Budget:
     """A clock and the share of it that is used up.
 
@@ -145,10 +186,10 @@ class Budget:
         finally:
             self.clock.start()
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, list[float]]:
         """What a resumed run must know: how much is spent."""
-        return {"spent": self.clock.spent}
+        return {"spent": self.clock.state()}
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
+    def load_state_dict(self, state: dict[str, list[float]]) -> None:
         """Go on where a stopped run stood."""
-        self.clock.spent = state["spent"]
+        self.clock.restore(state["spent"])

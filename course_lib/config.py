@@ -56,7 +56,7 @@ class Tuning:
     encoding: str = _option("utf-8", "of your table")
     labels: int = _option(0, "train on so many texts only; 0: all")
     epochs: float = _option(3.0, "how often each text is read")
-    budget: str = _option("", "train by the clock instead: 30s, 5m")
+    budget: str = _option("", "but train no longer than this: 30s, 5m; empty: as long as it takes")
     device: str = _option("auto", "cuda, mps, cpu, or auto: the best there is")
     seed: int = _option(0, "of the new weights and of the order of the texts")
     seeds: int = _option(1, "repeat with so many seeds; a claim needs five")

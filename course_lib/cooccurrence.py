@@ -5,6 +5,8 @@ is what skip-gram training converges to (Levy and Goldberg 2014, *Neural word em
 factorization*); a short pretraining that starts from it need not learn it.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -15,8 +17,8 @@ SMOOTHING = 0.75  # of the context's frequency, so that rare contexts do not dom
 MAX_TOKENS = 8_000_000  # more text changes the vectors little
 
 
-def counts(tokens: np.ndarray, vocab: int, bos: int, window: int = WINDOW) -> "scipy.sparse.csr_matrix":  # noqa: F821
-    """How often two tokens stand near each other, (vocab, vocab), symmetric; at distance d a pair counts 1/d.
+def counts(tokens: np.ndarray, vocab: int, bos: int, window: int = WINDOW) -> Any:
+    """How often two tokens stand near each other, (vocab, vocab) sparse, symmetric; at distance d a pair counts 1/d.
 
     Pairs do not reach over a BOS, which starts a document.
     """

@@ -135,7 +135,8 @@ def _sharded(forward: _Forward) -> nn.Module:
     for blocks in [module for module in forward.modules() if isinstance(module, nn.ModuleList)]:
         for block in blocks:
             fully_shard(block, mesh=mesh)
-    return fully_shard(forward, mesh=mesh)
+    fully_shard(forward, mesh=mesh)
+    return forward
 
 
 def syncs(objective: Objective, last: bool) -> contextlib.AbstractContextManager[Any]:

@@ -6,14 +6,14 @@ import statistics
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
 from course_lib import baselines, checkpoint, device, examples, metrics, models, optim, progress, schedule
-from course_lib.budget import Budget, ReplayClock, WallClock, parse_duration
+from course_lib.budget import Budget, Clock, FirstOf, ReplayClock, WallClock, parse_duration
 from course_lib.config import Tuning
 from course_lib.data import labelled
 from course_lib.errors import CourseError
@@ -154,7 +154,7 @@ def _one(
         run.update(settings=asdict(tuning), plan={"micro_rows": tuning.step_rows}, status="running")
         ask = Asking(state, tokenizer, tuning.max_length)
         shape = schedule.build(tuning.schedule, tuning.warmup, 1 - tuning.warmup)
-        steps = ([batch] for batch in state.loader)
+        steps = ([batch] for batch in cast(examples.Examples, state.loader))
         with timer("train"):
             drive(run, state, steps, shape, lambda: ask.losses(task.dev), timer, log, parse_duration(save_every))
         with timer("evaluate"):
@@ -211,11 +211,10 @@ def build(
     model = new_model(folder, task.classes, tuning).to(where.torch)
     rows = encode(tokenizer, task.train, tuning.max_length)
     loader = examples.Examples(rows, task.train.labels, tuning.step_rows, tokenizer.pad_token_id, tuning.seed)
+    steps = max(1, round(tuning.epochs * loader.steps_per_epoch))
+    clocks: list[Clock] = [ReplayClock([step / steps for step in range(steps)])]
     if tuning.budget:
-        clock: Any = WallClock(parse_duration(tuning.budget))
-    else:
-        steps = max(1, round(tuning.epochs * loader.steps_per_epoch))
-        clock = ReplayClock([step / steps for step in range(steps)])
+        clocks.append(WallClock(parse_duration(tuning.budget)))
     return Training(
         model=model,
         objective=Classification(tuning.smoothing),
@@ -224,7 +223,7 @@ def build(
         masking=torch.Generator(),
         precision=Precision.for_device(where),
         signature={"task": task.name, "classes": task.classes, "number of weights": models.count_parameters(model)},
-        budget=Budget(clock),
+        budget=Budget(FirstOf(*clocks)),
     )
 
 

@@ -27,7 +27,7 @@ class Step:
     norm: float
     tokens: int
     taken: bool  # False: the gradient was not finite and the weights were left alone
-    micro_rows: int  # the most rows that went through the model at once
+    shrunk: int = 0  # rows at once from now on, if memory ran out in this step
 
 
 def train(
@@ -63,9 +63,10 @@ def train(
         targets = distributed.total(counts, device)
 
         micro_batches = _at_most(fitting, micro_batches)
+        shrunk = 0
         while (sums := _gradients(model, micro_batches, objective, precision, targets)) is None:
             model.zero_grad(set_to_none=True)
-            fitting = _half(_rows(micro_batches), objective)
+            fitting = shrunk = _half(_rows(micro_batches), objective)
             micro_batches = _at_most(fitting, micro_batches)
 
         norm, taken = precision.step(optimizers, parameters, clip)
@@ -76,7 +77,7 @@ def train(
         budget.clock.tick(int(targets["tokens"]))
         summed = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
         means = {term: value / max(targets[term], 1) for term, value in distributed.total(summed, device).items()}
-        yield Step(progress, means, norm, int(targets["tokens"]), taken, _rows(micro_batches))
+        yield Step(progress, means, norm, int(targets["tokens"]), taken, shrunk)
     budget.clock.pause()
 
 

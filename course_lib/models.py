@@ -221,7 +221,8 @@ def flops_per_token(model: PreTrainedModel, context: int, head_share: float = 1.
     """Training FLOP per token: 6 a weight in a matrix product, and 12·layers·hidden·context for attention.
 
     `head_share`: the share of tokens the output head is applied to (0.3 for masked-language modelling at 30 %). Source:
-    Kaplan et al. (2020), table 1; the input embedding is a look-up and costs nothing, a tied head does.
+    Kaplan et al. (2020), table 1; the input embedding is a look-up and costs nothing, a tied head does. Equation
+    eq-training-flops.
     """
     inner = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and not is_outer(name))
     head = model.config.vocab_size * model.config.hidden_size

@@ -158,7 +158,9 @@ class TailAverage:
         """Restore what `state_dict` gave."""
         self.count = state["count"]
         ours = dict(self.model.named_parameters())
-        self.mean = {n: distributed.like(value.to(ours[n].device), ours[n]) for n, value in state["mean"].items()}
+        self.mean = {
+            n: distributed.like(value.to(ours[n].device, copy=True), ours[n]) for n, value in state["mean"].items()
+        }
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -210,14 +212,12 @@ def build(
     return optimizers
 
 
-def for_finetuning(
-    model: nn.Module, lr: float, layer_decay: float = 1.0, weight_decay: float = 0.0
-) -> torch.optim.Optimizer:
+def for_finetuning(model: Any, lr: float, layer_decay: float = 1.0, weight_decay: float = 0.0) -> torch.optim.Optimizer:
     """AdamW whose rate falls by `layer_decay` from each layer to the one below it (Howard and Ruder 2018); head on top.
 
     Embeddings are the lowest layer. Vectors are never decayed.
     """
-    depth = model.config.num_hidden_layers + 1  # type: ignore[union-attr]
+    depth = model.config.num_hidden_layers + 1
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, p in model.named_parameters():
         if p.requires_grad:

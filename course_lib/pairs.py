@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
@@ -45,7 +44,7 @@ def minimal_pairs(
 
 @torch.no_grad()
 def log_likelihoods(
-    model: nn.Module, tokenizer: PreTrainedTokenizerFast, sentences: list[str], causal: bool, batch_rows: int = 32
+    model: Any, tokenizer: PreTrainedTokenizerFast, sentences: list[str], causal: bool, batch_rows: int = 32
 ) -> torch.Tensor:
     """The log-likelihood of each sentence in nats, (sentences,) float64; for an encoder the pseudo-log-likelihood.
 

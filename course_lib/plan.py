@@ -19,19 +19,30 @@ from course_lib.precision import Precision
 
 OptimizersFor = Callable[[nn.Module], Sequence[torch.optim.Optimizer]]
 PROBE_STEPS = 6
+TOKENS_PER_WEIGHT = 20.0
 SLACK = 2.0  # a choice, not yet ablated: two cores get nano for five minutes and micro for two hours
 
 
-def choose_size(device: Device, seconds: float) -> str:
-    """The largest preset whose inner weights N satisfy C ≥ 6·N·(20·N) for the budget's compute C.
+def compute_optimal(flops: float, tokens_per_weight: float = TOKENS_PER_WEIGHT) -> tuple[float, float]:
+    """(weights N, training tokens D) that spend `flops` FLOP at a given ratio: C = 6·N·D, D = ratio·N.
 
     20 tokens a weight is the compute-optimal ratio of Hoffmann et al. (2022), *Training compute-optimal large
-    language models*. C is half of what the device would manage if it did nothing but multiply matrices.
+    language models*. Equation eq-compute-optimal.
     """
-    compute = matmul_flops(device) * 0.5 * seconds
-    affordable = (compute / 120) ** 0.5
+    weights = (flops / (6 * tokens_per_weight)) ** 0.5
+    return weights, tokens_per_weight * weights
+
+
+def fitting_size(flops: float) -> str:
+    """The largest preset whose inner weights are at most the compute-optimal number for `flops`, times `SLACK`."""
+    affordable, _ = compute_optimal(flops)
     fitting = [name for name, shape in models.SIZES.items() if shape.inner_parameters <= affordable * SLACK]
     return fitting[-1] if fitting else next(iter(models.SIZES))
+
+
+def choose_size(device: Device, seconds: float) -> str:
+    """The preset for a budget, taking half of what the device would manage if it did nothing but multiply matrices."""
+    return fitting_size(matmul_flops(device) * 0.5 * seconds)
 
 
 def matmul_flops(device: Device, width: int = 512, repeats: int = 8) -> float:
@@ -65,7 +76,7 @@ def probe(
     steps, budget = repeat(step, PROBE_STEPS), Budget(WorkClock(float("inf")))
     for done in train(copied, steps, objective, optimizers(copied), lambda _: 1e-6, fresh, budget):
         stamps.append(time.perf_counter())
-        rows = done.micro_rows
+        rows = done.shrunk or rows
     # The first steps allocate memory and warm caches up; a run pays that once.
     seconds = statistics.median([after - before for before, after in pairwise(stamps)][PROBE_STEPS // 2 :])
     return rows, batch["input_ids"].numel() / seconds

@@ -4,7 +4,7 @@ import re
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from course_lib import (
     checkpoint,
@@ -21,7 +21,7 @@ from course_lib import (
 )
 from course_lib.budget import Budget, Clock, ReplayClock, WallClock, WorkClock, format_duration, parse_duration
 from course_lib.config import Config
-from course_lib.data import corpora, prepare
+from course_lib.data import corpora, pack, prepare
 from course_lib.errors import CourseError, unknown
 from course_lib.record import Run, Timer, now
 from course_lib.recorder import Log, drive
@@ -88,7 +88,7 @@ def _shared_run(
     """The run to continue or a new one, chosen by the first process; the others follow and do not write."""
     run = None
     if distributed.rank() == 0:
-        run = Run.begin(asdict(config), runs, _name(settings), run_id, fresh)
+        run = Run.begin(asdict(config), runs, run_name(settings), run_id, fresh)
         if "settings" not in run.info:
             run.update(settings=asdict(settings), device=where.describe(), processes=distributed.world_size())
     folder, info = distributed.share((run.folder, run.info) if run else None)
@@ -163,7 +163,7 @@ def _resolve(config: Config, where: device.Device) -> Config:
     )
 
 
-def _name(settings: Config) -> str:
+def run_name(settings: Config) -> str:
     """A readable name for a run."""
     length = f"{settings.tokens}tokens" if settings.tokens else format_duration(parse_duration(settings.budget))
     stem = re.sub(r"[^\w.-]+", "-", Path(settings.corpus).stem).strip("-") or "text"
@@ -184,7 +184,7 @@ def _prepare(run: Run, settings: Config, corpus: corpora.Corpus, log: Log) -> pr
 
 def _plan(state: Training, settings: Config, data: prepare.Prepared, started: float, micro_rows: int) -> dict[str, Any]:
     """Probe the model on a step of its own batches, and say what the budget will buy."""
-    rows = next(iter(state.loader))
+    rows = next(iter(cast(pack.Loader, state.loader)))
     state.loader.position.row = 0  # the probe does not count
     recipe = recipes.get(settings.objective)
     transform = recipes.evaluation_transform(recipe, data.tokenizer)

@@ -94,11 +94,9 @@ class Recorder:
         assert self.state.budget
         if self.state.average:
             self.state.average.update(self.state.budget.progress)
-        if step.micro_rows < self.run.info["plan"]["micro_rows"]:
-            self.run.update(plan=self.run.info["plan"] | {"micro_rows": step.micro_rows})
-            self.log(
-                f"Memory ran out in step {self.state.step}: repeated, and going on, {step.micro_rows} rows at once."
-            )
+        if step.shrunk:
+            self.run.update(plan=self.run.info["plan"] | {"micro_rows": step.shrunk})
+            self.log(f"Memory ran out in step {self.state.step}: repeated, and going on, {step.shrunk} rows at once.")
         losses = {term: f"{loss:.3f}" for term, loss in step.losses.items()}
         progress.move(self.shown, self.state.budget.progress, **losses, speed=f"{step.tokens / took:,.0f} tok/s")
         return {**asdict(step), "step": self.state.step, "seconds": round(took, 4)}

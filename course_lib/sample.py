@@ -1,9 +1,16 @@
 """Text from a model, with stock `generate`."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from course_lib import progress
 from course_lib.device import Device
@@ -52,3 +59,39 @@ def generate(
         out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, **choice)
         texts.append(tokenizer.decode(out[0, ids.size(1) :], skip_special_tokens=True))
     return texts
+
+
+@torch.no_grad()
+def blanks(folder: Path, texts: list[str], device: Device, best: int = 4) -> list[dict[str, Any]]:
+    """One word of every text hidden, and an encoder's likeliest guesses: `before`, `truth`, `after`, `guesses`.
+
+    The word is the longest one that is a single token and neither the first nor the last word.
+    """
+    model = AutoModelForMaskedLM.from_pretrained(model_folder(folder), dtype=torch.float32).to(device.torch).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model_folder(folder))
+    found = []
+    for text in texts:
+        ids = tokenizer(text, split_special_tokens=True)["input_ids"]
+        words = [tokenizer.decode([i]) for i in ids]
+        whole = [
+            at
+            for at in range(2, len(ids) - 1)
+            if words[at].startswith(" ") and words[at].strip().isalpha() and not words[at + 1][:1].isalpha()
+        ]
+        if not whole:
+            continue
+        at = max(whole, key=lambda at: len(words[at]))
+        hidden = torch.tensor([[*ids[:at], tokenizer.mask_token_id, *ids[at + 1 :]]], device=device.torch)
+        chances = model(input_ids=hidden).logits[0, at].float().softmax(-1).topk(best)
+        found.append(
+            {
+                "before": tokenizer.decode(ids[1:at]),
+                "truth": words[at].strip(),
+                "after": tokenizer.decode(ids[at + 1 :]),
+                "guesses": [
+                    [tokenizer.decode([i]).strip(), round(p, 3)]
+                    for i, p in zip(chances.indices.tolist(), chances.values.tolist(), strict=True)
+                ],
+            }
+        )
+    return found

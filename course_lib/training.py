@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from course_lib.config import Config
 from course_lib.data import pack, prepare
 from course_lib.device import Device
 from course_lib.errors import CourseError
+from course_lib.examples import Examples
 from course_lib.objectives import Objective
 from course_lib.precision import Precision
 
@@ -26,7 +27,7 @@ class Training:
     model: Any  # a stock model, or a ModuleDict of two
     objective: Objective
     optimizers: list[torch.optim.Optimizer]
-    loader: pack.Loader
+    loader: pack.Loader | Examples
     masking: torch.Generator
     precision: Precision
     signature: dict[str, Any]
@@ -56,18 +57,23 @@ class Training:
         return whole
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where `state_dict` was taken; refuses another model's or tokenizer's checkpoint."""
+        """Continue exactly where `state_dict` was taken; refuses another model's or tokenizer's checkpoint.
+
+        Weights and buffers are taken out of `state`, so that the file they were read from leaves the memory.
+        """
         assert self.budget
         other = [key for key, value in self.signature.items() if state["signature"].get(key) != value]
         if other:
             raise CourseError(f"The checkpoint belongs to another {' and '.join(other)}. Start over with --fresh.")
         self.step, self.stopping = state["step"], state["stopping"]
         ours = self.model.state_dict()
-        self.model.load_state_dict({n: distributed.like(t, ours.get(n, t)) for n, t in state["model"].items()})
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+        self.model.load_state_dict({n: distributed.like(t, ours.get(n, t)) for n, t in state.pop("model").items()})
+        for optimizer, saved in zip(self.optimizers, state.pop("optimizers"), strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            # Copies: what is read is a view of the whole file, which would stay in memory.
             buffers = {
-                n: {k: distributed.like(t, parameters[n]) for k, t in s.items()} for n, s in saved["state"].items()
+                n: {k: distributed.like(t.clone(), parameters[n]) for k, t in s.items()}
+                for n, s in saved["state"].items()
             }
             optimizer.load_state_dict({**saved, "state": buffers})
         self.loader.load_state_dict(state["loader"])
@@ -143,7 +149,7 @@ def steps(training: Training, settings: Config, tokenizer: Any, micro_rows: int)
     rank, world = distributed.rank(), distributed.world_size()
     device = next(training.model.parameters()).device
     shared = lambda: distributed.from_rank_0(budget.progress, device)
-    return Steps(training.loader, transform, shared, micro_rows, rank, world)
+    return Steps(cast(pack.Loader, training.loader), transform, shared, micro_rows, rank, world)
 
 
 def score(training: Training, settings: Config, data: prepare.Prepared) -> dict[str, float]:

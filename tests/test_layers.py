@@ -35,7 +35,7 @@ LAYERS = [
     ["record", "checkpoint", "loop"],
     ["metrics", "evaluate", "pairs", "baselines", "sample", "judge", "plan", "training"],
     ["recorder", "pretrain", "finetune"],
-    ["cram", "doctor"],
+    ["report", "cram", "doctor"],
     ["checks.grading", "checks.chNN"],
     ["cli"],
     ["__main__"],

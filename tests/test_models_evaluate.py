@@ -126,6 +126,15 @@ def test_a_missing_model_is_said(tmp_path, cpu):
         sample.load(tmp_path, cpu)
 
 
+@pytest.mark.parametrize("flops", [1e13, 3.4e19, 5.76e23])
+def test_the_compute_optimal_pair_spends_the_budget_at_its_ratio(flops):
+    for ratio in (20.0, 200.0):
+        weights, tokens = plan.compute_optimal(flops, ratio)
+        assert 6 * weights * tokens == pytest.approx(flops)
+        assert tokens / weights == pytest.approx(ratio)
+    assert plan.compute_optimal(5.76e23)[0] == pytest.approx(70e9, rel=0.02)  # Chinchilla's own budget and size
+
+
 def test_bigger_budgets_choose_bigger_models(monkeypatch, cpu):
     monkeypatch.setattr(plan, "matmul_flops", lambda device: 2.3e11)  # two AVX2 cores
     chosen = [plan.choose_size(cpu, seconds) for seconds in (1, 300, 7200, 86400)]

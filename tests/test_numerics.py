@@ -77,7 +77,7 @@ def test_rounding_is_torchs_at_every_tie_and_beside_it(form):
 @settings(max_examples=200)
 @given(st.floats(width=32, allow_nan=False))
 def test_rounding_is_torchs_anywhere(value):
-    """Equation eq-round; beyond the largest number of float8 E4M3 torch saturates on some versions, so it is left out there."""
+    """Equation eq-round; beyond the largest number of float8 E4M3 some versions of torch saturate, so not there."""
     for form in (FLOAT16, BFLOAT16, E5M2):
         assert np.array_equal(numerics.round_to([value], form), by_torch(np.array([value]), form))
 

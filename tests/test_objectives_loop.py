@@ -69,7 +69,7 @@ def weights_after(model, steps, objective=None, tokens=None, schedule=flat, lr=0
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(0, 16), min_size=2, max_size=4))
 def test_unequal_micro_batches_equal_the_big_batch(ignored):
-    """Equation eq-mean: the mean of means would differ; so would a NaN from a micro-batch without targets (16 ignored of 16)."""
+    """Equation eq-mean: the mean of means would differ, and a micro-batch without targets (16 of 16 ignored) NaN."""
     torch.manual_seed(0)
     model = models.build("qwen3", models.Size(16, 1, 2, 64, 16), models.Tokens(64))
     micro = [batch_of(2, n, seed) for seed, n in enumerate(ignored)]
@@ -153,8 +153,8 @@ def test_a_step_that_runs_out_of_memory_is_repeated_in_smaller_parts(tiny_model)
     expected, plain = weights_after(tiny_model, steps)
     assert (found - expected).abs().max() < 1e-10
     assert small.failed == 2  # 7, 4, 2
-    assert [s.micro_rows for s in done] == [2, 2, 2]
-    assert [s.micro_rows for s in plain] == [7, 7, 7]
+    assert [s.shrunk for s in done] == [2, 0, 0]
+    assert [s.shrunk for s in plain] == [0, 0, 0]
     assert [s.tokens for s in done] == [s.tokens for s in plain]
     assert [s.losses["clm"] for s in done] == pytest.approx([s.losses["clm"] for s in plain], rel=1e-6)
 
@@ -171,7 +171,7 @@ def test_memory_that_runs_out_in_the_middle_of_a_run_changes_nothing(tiny_model)
     steps = [[batch_of(6, n, n)] for n in range(4)]
     found, done = weights_after(tiny_model, steps, Late(9))
     assert (found - weights_after(tiny_model, steps)[0]).abs().max() < 1e-10
-    assert [s.micro_rows for s in done] == [6, 6, 3, 3]
+    assert [s.shrunk for s in done] == [0, 0, 3, 0]
 
 
 def test_one_row_that_does_not_fit_says_what_to_change(tiny_model):

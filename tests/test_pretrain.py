@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file
 
 from course_lib.config import Config
-from course_lib.cram import cram
 from course_lib.errors import CourseError
 from course_lib.pretrain import pretrain
 from course_lib.record import Run
@@ -52,8 +51,7 @@ def command(corpus_file, runs, *more):
 
 
 def test_a_run_learns_and_leaves_a_complete_record(corpus_file, tmp_path):
-    said = []
-    run = cram(config(corpus_file, tokens=60_000), runs=tmp_path, log=said.append)
+    run = pretrain(config(corpus_file, tokens=60_000), runs=tmp_path)
     info = Run.open(run.folder).info
     assert info == run.info
     assert info["status"] == "finished"
@@ -61,15 +59,10 @@ def test_a_run_learns_and_leaves_a_complete_record(corpus_file, tmp_path):
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
     assert info["result"]["tokens"] == sum(row["tokens"] for row in rows) == pytest.approx(60_000, abs=128)
     assert rows[-1]["losses"]["clm"] < rows[0]["losses"]["clm"] - 2
-    assert info["result"]["scores"]["bits_per_byte"] < info["result"]["xz_bits_per_byte"] + 1 < 8
+    assert info["result"]["scores"]["bits_per_byte"] < 4
     assert {"fetch", "prepare", "plan", "train", "evaluate"} <= set(info["timings"])
     assert info["data"]["corpus"] == "grammar"
-    assert len(info["samples"]) == 3
-    assert any("The text was read" in s for s in said) == (info["result"]["epochs"] > 6)
     assert not (run.folder / "checkpoints").exists()
-    text = "\n".join(said)
-    for part in ("planned", "actual", "tokens/s", "bits per byte", info["samples"][0]["prompt"][:10]):
-        assert part in text
 
 
 def test_the_model_loads_in_a_fresh_process_without_this_library(corpus_file, tmp_path):

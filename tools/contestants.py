@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def hf_trainer(data: Prepared, seconds: float, seed: int, setting: dict[str, Any
     table = datasets.Dataset.from_dict({"input_ids": rows}).with_format("torch")
     collator = DataCollatorForLanguageModeling(tokenizer, mlm=architecture == "bert", mlm_probability=0.15)
 
-    class Stop(TrainerCallback):  # type: ignore[misc]
+    class Stop(TrainerCallback):
         """Nobody gets more time than the budget."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
@@ -194,13 +195,13 @@ class Stopwatch:
         }
 
 
-CONTESTANTS: dict[str, Callable[..., Result]] = {
-    "ours": lambda *a: ours(*a, objective="clm"),
-    "adamw": lambda *a: ours(*a, objective="clm"),
-    "gpt2-trainer": lambda *a: hf_trainer(*a, architecture="gpt2"),
+CONTESTANTS: dict[str, Callable[[Prepared, float, int, dict[str, Any]], Result]] = {
+    "ours": partial(ours, objective="clm"),
+    "adamw": partial(ours, objective="clm"),
+    "gpt2-trainer": partial(hf_trainer, architecture="gpt2"),
     "nanogpt": nanogpt,
-    "ours-mlm": lambda *a: ours(*a, objective="mlm"),
-    "bert-trainer": lambda *a: hf_trainer(*a, architecture="bert"),
+    "ours-mlm": partial(ours, objective="mlm"),
+    "bert-trainer": partial(hf_trainer, architecture="bert"),
 }
 
 

@@ -56,6 +56,13 @@ def drop_thebe(app: Sphinx, page: str, template: str, context: dict[str, Any], d
     ]
 
 
+def plain_bibliography(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Docutils calls the bibliography a list for screen readers, but its entries are not items of one."""
+    context["body"] = context.get("body", "").replace(
+        '<div role="list" class="citation-list">', '<div class="citation-list">'
+    )
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register; sphinx-exercise must be there first, since its directive is replaced."""
     app.setup_extension("sphinx_exercise")
@@ -63,4 +70,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_post_transform(ExerciseTitles)
     app.connect("doctree-read", number_equations)
     app.connect("html-page-context", drop_thebe, priority=900)
+    app.connect("html-page-context", plain_bibliography)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -52,7 +52,7 @@ def score(record: Record) -> str:
     result = record["result"]
     scores = {**result.get("scores", {}), **{k: v for k, v in result.items() if k == "bits_per_byte"}}
     if "bits_per_byte" in scores:
-        return f"{scores['bits_per_byte']:.3f} bits per byte"
+        return f"{scores['bits_per_byte']:.3f} bits\u00a0per\u00a0byte"
     shown = [
         f"{name.replace('_', ' ')} {value:.4g}" for name, value in scores.items() if isinstance(value, int | float)
     ]
@@ -64,7 +64,7 @@ def model(record: Record) -> str:
     settings, plan = record["settings"], record.get("plan", {})
     parts = [settings.get("objective", "clm"), str(settings.get("size", ""))]
     weights = plan.get("parameters")
-    return " ".join(part for part in parts if part) + (f", {weights / 1e6:.2f} M" if weights else "")
+    return " ".join(part for part in parts if part) + (f", {weights / 1e6:.2f}\u00a0M" if weights else "")
 
 
 def device(record: Record) -> str:
@@ -103,13 +103,13 @@ def is_measured(key: str, value: Any) -> bool:
 
 def day(record: Record) -> str:
     """The date on which the run ended."""
-    return record.get("finished", NOTHING)[:10]
+    return record.get("finished", NOTHING)[:10].replace("-", "\u2011")  # hyphens that do not break
 
 
 def tokens(record: Record) -> str:
     """Millions of tokens read."""
     read = record["result"].get("tokens")
-    return f"{read / 1e6:.1f} M" if read else NOTHING
+    return f"{read / 1e6:.1f}\u00a0M" if read else NOTHING
 
 
 def notebook_row(path: Path) -> Record:
@@ -133,12 +133,11 @@ def notebook_row(path: Path) -> Record:
 Columns = dict[str, Callable[[Record], str]]
 TRAINING_COLUMNS: Columns = {
     "record": lambda record: record["id"],
-    "corpus": lambda record: str(record["settings"].get("corpus", NOTHING)),
+    "corpus, budget": lambda record: f"{record['settings'].get('corpus', NOTHING)}, {record['settings'].get('budget')}",
     "model": model,
-    "budget": lambda record: str(record["settings"].get("budget") or NOTHING),
-    "read": tokens,
+    "tokens": tokens,
     "held-out score": score,
-    "device": device,
+    "machine": device,
     "date": day,
 }
 OTHER_COLUMNS: Columns = {

@@ -68,6 +68,21 @@ def load(name: str, encoding: str = "utf-8") -> Task:
     return _registered(name) if name in TASKS else _from_file(Path(name), encoding)
 
 
+MAX_CLASSES = 50  # a column with more values than this is no set of classes
+
+
+def of_corpus(spec: str, encoding: str = "utf-8") -> Task | None:
+    """The task that comes with a corpus: of a registered one, or of a table with a few classes under `label`."""
+    for name, (dataset, _) in TASKS.items():
+        if dataset == spec:
+            return load(name)
+    path = Path(spec)
+    if not (path.is_file() and path.suffix.lstrip(".").lower() in files.TABLES):
+        return None
+    found = {str(row["label"]) for row in files.rows(path, encoding) if "label" in row}
+    return load(spec, encoding) if 2 <= len(found) <= MAX_CLASSES else None
+
+
 def _registered(name: str) -> Task:
     source, condition = TASKS[name]
     sides = library.load(source)

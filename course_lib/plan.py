@@ -69,10 +69,11 @@ def probe(
     Begins with `micro_rows` (0: the whole batch); the loop halves them when memory runs out. Accumulation keeps the
     step as large as `batch`.
     """
-    step = split(batch, micro_rows or len(batch["input_ids"]))
+    rows = micro_rows or len(batch["input_ids"])
+    step = split(batch, rows)
     copied = copy.deepcopy(model)
     fresh = Precision(precision.kind, precision.dtype)  # the real one's loss scale stays untouched
-    stamps, rows = [time.perf_counter()], 0
+    stamps = [time.perf_counter()]
     steps, budget = repeat(step, PROBE_STEPS), Budget(WorkClock(float("inf")))
     for done in train(copied, steps, objective, optimizers(copied), lambda _: 1e-6, fresh, budget):
         stamps.append(time.perf_counter())

@@ -128,6 +128,7 @@ def test_a_missing_model_is_said(tmp_path, cpu):
 
 @pytest.mark.parametrize("flops", [1e13, 3.4e19, 5.76e23])
 def test_the_compute_optimal_pair_spends_the_budget_at_its_ratio(flops):
+    """Equation eq-compute-optimal."""
     for ratio in (20.0, 200.0):
         weights, tokens = plan.compute_optimal(flops, ratio)
         assert 6 * weights * tokens == pytest.approx(flops)
@@ -162,3 +163,5 @@ def test_the_probe_halves_the_micro_batch_until_it_fits(tiny_model):
     assert list(dict.fromkeys(tried))[:4] == [13, 7, 4, 2]
     assert sum(tried[3:]) == plan.PROBE_STEPS * 13  # accumulation: 13 rows a step all the same
     assert all(torch.equal(value, before[name]) for name, value in tiny_model.state_dict().items())
+    fits, _ = plan.probe(tiny_model, CausalLM(), lambda m: optim.build(m, "muon", 0.02, 0.01), batch, FLOAT32)
+    assert fits == 13  # nothing shrank: the whole batch

@@ -198,6 +198,7 @@ def test_what_is_kept_loads_as_a_stock_model(name, tmp_path: Path):
 @pytest.mark.parametrize("architecture", list(models.ARCHITECTURES))
 @pytest.mark.parametrize("size", ["pico", "micro"])
 def test_flops_agree_with_torchs_counter(architecture, size):
+    """Equation eq-training-flops."""
     shape = models.SIZES[size]
     model = models.build(architecture, shape, models.Tokens(shape.vocab, 0, 1, 2))
     model.set_attn_implementation("eager")  # the counter does not know the CPU's fused attention

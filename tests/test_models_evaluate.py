@@ -163,3 +163,5 @@ def test_the_probe_halves_the_micro_batch_until_it_fits(tiny_model):
     assert list(dict.fromkeys(tried))[:4] == [13, 7, 4, 2]
     assert sum(tried[3:]) == plan.PROBE_STEPS * 13  # accumulation: 13 rows a step all the same
     assert all(torch.equal(value, before[name]) for name, value in tiny_model.state_dict().items())
+    fits, _ = plan.probe(tiny_model, CausalLM(), lambda m: optim.build(m, "muon", 0.02, 0.01), batch, FLOAT32)
+    assert fits == 13  # nothing shrank: the whole batch

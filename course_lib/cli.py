@@ -64,9 +64,7 @@ def parser() -> argparse.ArgumentParser:
     _training_options(
         command("pretrain", _pretrain, "Train a model within a budget: decoder, encoder or both; no samples.")
     )
-    _finetune_options(
-        command("finetune", _finetune, "Teach a pretrained model a task: classes, pairs, numbers, entities, answers.")
-    )
+    _finetune_options(command("finetune", _finetune, "Teach a pretrained model a task: classes, entities, answers…"))
     _evaluate_options(command("evaluate", _evaluate, "Score a pretrained model on a corpus or on minimal pairs."))
     pair = command("compare", _compare, "Whether one fine-tuning run is better than another: 95 % interval, verdict.")
     pair.add_argument("a", type=Path, help="a finished fine-tuning run")

@@ -72,7 +72,7 @@ class Tuning:
     layer_decay: float = _option(1.0, "each layer below learns at this multiple of the rate above it")
     freeze: str = _option(
         "none",
-        "what does not learn: none, embeddings, bottom-K (and the embeddings), body, or gradual (thaws downward)",
+        "what does not learn: none, embeddings, bottom-K (with the embeddings), body, or gradual (thaws down)",
     )
     stride: int = _option(32, "tokens that two windows of a long text share (ner, span)")
     class_weights: str = _option("none", "none, or balanced: rare classes count as much as frequent ones")

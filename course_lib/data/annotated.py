@@ -52,7 +52,7 @@ def join(tokens: Sequence[str]) -> Words:
 
 
 def read(path: Path, encoding: str = "utf-8") -> Found:
-    """The sentences of a file and notes on it: `.jsonl` with `text` and `entities`, or `tokens` and `tags`; else CoNLL."""
+    """Sentences of a file, and notes on it: jsonl with `text` and `entities` or `tokens` and `tags`, else CoNLL."""
     if path.suffix.lower() == ".jsonl":
         rows = list(files.rows(path, encoding))
         if rows and "text" in rows[0]:

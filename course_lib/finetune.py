@@ -212,7 +212,8 @@ def _store(run: Run, ask: Asking) -> None:
     run.update(result={"dev": score(task.dev, dev), "test": score(task.test, test), "calibration": fitted})
     stored = head.stored(task.test, test, task.classes, fitted)
     (run.folder / PREDICTIONS).write_text(json.dumps(stored, ensure_ascii=False), encoding="utf-8")
-    head.export(stored, run.folder)
+    for name, text in head.export(stored).items():
+        (run.folder / name).write_text(text, encoding="utf-8", newline="\n")
 
 
 def _predictions(run: Run) -> dict[str, Any]:
@@ -267,10 +268,11 @@ def build(tuning: Tuning, folder: Path, task: labelled.Task, tokenizer: Any, whe
 
 
 def _describe(task: labelled.Task) -> dict[str, Any]:
-    return {
+    about = {
         "name": task.name, "classes": task.classes, "train": len(task.train), "dev": len(task.dev),
-        "test": len(task.test), "test_hash": task.test.identity(), **({"notes": list(task.notes)} if task.notes else {}),
+        "test": len(task.test), "test_hash": task.test.identity(),
     }  # fmt: skip
+    return about | ({"notes": list(task.notes)} if task.notes else {})
 
 
 def _result(parts: list[Run], head: base.Head) -> dict[str, Any]:

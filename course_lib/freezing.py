@@ -55,11 +55,8 @@ class Gradual:
 
     def __init__(self, objective: Objective, model: Any, progress: Callable[[], float]):
         self.objective, self.progress, top = objective, progress, depth(model)
-        self.starts = {
-            name: THAWED_AT * (top - level(model, name)) / top
-            for name, p in model.named_parameters()
-            if p.requires_grad
-        }
+        names = [name for name, p in model.named_parameters() if p.requires_grad]
+        self.starts = {name: THAWED_AT * (top - level(model, name)) / top for name in names}
 
     @property
     def weights(self) -> Any:

@@ -33,7 +33,7 @@ def entities(tags: list[list[str]], predictions: list[list[str]], strict: bool =
 
 
 def entity_report(tags: list[list[str]], predictions: list[list[str]]) -> str:
-    """seqeval's table of every entity type, in its default and its strict mode."""
+    """The table of every entity type by seqeval, in its default and its strict mode."""
     from seqeval.metrics import classification_report
     from seqeval.scheme import IOB2
 

@@ -1,10 +1,10 @@
 """Every head on tiny models: alignment, windows, learning, calibration, freezing, restoring the best."""
 
+import itertools
 import json
 import os
 import random
 import signal
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -106,7 +106,7 @@ def test_windows_cover_fit_overlap_and_are_owned(sizes, room, stride):
     assert ranges[-1][1] == len(sizes)
     for start, end in ranges:
         assert sum(sizes[start:end]) <= room
-    for (a, b), (c, d) in zip(ranges, ranges[1:], strict=False):
+    for (a, b), (c, d) in itertools.pairwise(ranges):
         assert a < c <= b < d
         assert sum(sizes[c:b]) <= stride
     for word, number in enumerate(owner):
@@ -271,7 +271,7 @@ def test_layers_thaw_from_the_top(tmp_path):
     now = 0.0
     gradual = freezing.Gradual(Classification(), model, lambda: now)
     batch = examples.pad([[5, 6, 7], [8, 9]], [0, 1], 2)
-    for now, least in ((0.0, 3), (0.2, 2), (0.4, 1), (0.5, 0)):
+    for now, least in ((0.0, 3), (0.2, 2), (0.4, 1), (0.5, 0)):  # noqa: B007
         model.zero_grad()
         gradual(model, batch)["classification"].backward()
         learning = {freezing.level(model, name) for name, p in model.named_parameters() if p.grad is not None}
@@ -301,7 +301,7 @@ def test_gradual_unfreezing_and_the_best_weights_survive_a_stop(conll, tmp_path,
 def test_the_best_weights_come_back(conll, tmp_path, monkeypatch):
     """A rate that ruins the model late: the run ends on what dev liked best."""
     config = ner(conll, pretrained(tmp_path / "m"), evaluate_every=0.25, metric="log_loss")
-    real, seen = base.Head.losses, []
+    seen = []
     head = type(registry.get("ner"))
 
     def worse(self, side, answers, classes):
@@ -315,7 +315,6 @@ def test_the_best_weights_come_back(conll, tmp_path, monkeypatch):
         offer(self, value)
         kept.append({name: p.detach().clone() for name, p in self.model.named_parameters()})
 
-    assert real
     monkeypatch.setattr(head, "losses", worse)
     monkeypatch.setattr(optim.Best, "offer", watch)
     run = finetune.finetune(config, runs=tmp_path, log=quiet)

@@ -157,8 +157,9 @@ class Head(ABC):
         """More than one line about the test side, if there is more to say."""
         return ""
 
-    def export(self, stored: dict[str, Any], folder: Path) -> None:
-        """Predictions in a format that other tools read, if there is one."""
+    def export(self, stored: dict[str, Any]) -> dict[str, str]:
+        """Predictions in formats that other tools read: file name → content."""
+        return {}
 
     def shown(self, value: float) -> str:
         """The metric for a person."""

@@ -153,11 +153,12 @@ class TokenHead(base.Head):
     def report(self, stored: dict[str, Any]) -> str:  # noqa: D102
         return metrics.entity_report(stored["labels"], stored["tags"])
 
-    def export(self, stored: dict[str, Any], folder: Path) -> None:
+    def export(self, stored: dict[str, Any]) -> dict[str, str]:
         """`predictions.conll`: word, true tag, predicted tag."""
-        sentences = (zip(*item, strict=True) for item in zip(stored["words"], stored["labels"], stored["tags"]))
+        columns = zip(stored["words"], stored["labels"], stored["tags"], strict=True)
+        sentences = (zip(*item, strict=True) for item in columns)
         lines = ("".join("\t".join(row) + "\n" for row in sentence) for sentence in sentences)
-        (folder / "predictions.conll").write_text("\n".join(lines), encoding="utf-8", newline="\n")
+        return {"predictions.conll": "\n".join(lines)}
 
 
 def pieces(tokenizer: Any, texts: Sequence[Words], room: int) -> dict[str, list[int]]:

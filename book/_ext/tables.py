@@ -125,7 +125,7 @@ def notebook_row(path: Path) -> Record:
         "compared": str(len(code) - ignored),
         "seconds": f"{seconds[0]:.0f}" if seconds else NOTHING,
         "settings": ", ".join(stable["seconds"]) or NOTHING,
-        "passed": stable["passed"],
+        "passed": stable["passed"].replace("-", "\u2011"),
     }
 
 

@@ -5,7 +5,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,16 @@ from course_lib.record import now, provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAST_CPU_SHARE = 0.9  # a run that got less of its threads' time does not count
+Read = Callable[[str], dict[str, Any]]
+
+
+def last_line(printed: str) -> dict[str, Any]:
+    """A process that prints one line of JSON at the end."""
+    return json.loads(printed.splitlines()[-1])
 
 
 class Trials:
-    """`run.json` in a folder; every run is a process of its own that prints one line of JSON at the end."""
+    """`run.json` in a folder; every run is a process of its own."""
 
     def __init__(self, out: Path, kind: str, **about: Any):
         self.path = out / "run.json"
@@ -31,8 +37,8 @@ class Trials:
             "device": pick("cpu").describe(), "threads": torch.get_num_threads(), **about, "runs": [],
         }  # fmt: skip
 
-    def run(self, what: dict[str, Any], arguments: Iterable[str]) -> None:
-        """Run `python arguments`, unless the record has a run with everything in `what`.
+    def run(self, what: dict[str, Any], arguments: Iterable[str], read: Read = last_line) -> None:
+        """Run `python arguments`, unless the record has a run with everything in `what`; `read` reads what it printed.
 
         Repeated once if something else took the processor's time, and refused after that.
         """
@@ -42,7 +48,7 @@ class Trials:
         for _ in range(2):
             done = subprocess.run([sys.executable, *arguments], env=environment, stdout=subprocess.PIPE, text=True)
             done.check_returncode()
-            found = json.loads(done.stdout.splitlines()[-1])
+            found = read(done.stdout)
             if found.get("cpu_share", 1) >= LEAST_CPU_SHARE:
                 break
         else:

@@ -294,7 +294,7 @@ def test_every_exercise_has_a_folded_solution_and_every_widget_its_state(visit, 
     assert folded + page.locator(".admonition.solution.dropdown").count() == questions > 0
     outputs = [out.get("data", {}) for cell in notebook["cells"] for out in cell.get("outputs", [])]
     widgets = sum("application/vnd.jupyter.widget-view+json" in data for data in outputs)
-    shown = page.locator(".cell_output .jupyter-widgets-view > .jupyter-widgets")
+    shown = page.locator(".cell_output .jupyter-widgets:not(.jupyter-widgets .jupyter-widgets)")
     assert [shown.nth(i).inner_text().strip() != "" for i in range(shown.count())] == [True] * widgets
 
 

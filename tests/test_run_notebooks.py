@@ -18,7 +18,8 @@ def path(tmp_path):
         ),
         nbformat.v4.new_code_cell("import ipywidgets\nipywidgets.IntSlider(value=3)"),
         nbformat.v4.new_code_cell(
-            "print(time.time_ns())\nassert True", metadata={"tags": ["nbval-ignore-output"], "execution": {"a": 1}}
+            "print(time.time_ns())\nassert True",
+            metadata={"tags": ["nbval-ignore-output"], "execution": {"iopub.status.idle": "now"}},
         ),
     ]
     path = tmp_path / "01_runs.ipynb"

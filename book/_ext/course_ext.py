@@ -55,9 +55,9 @@ def name_what_is_folded(app: Sphinx, document: nodes.document) -> None:
 
 
 def break_names(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """Let long names in running text break behind a dot, a slash or an underscore rather than inside a word."""
+    """Let names of 28 characters or more break behind a dot, a slash or an underscore rather than inside a word."""
     context["body"] = re.sub(
-        r'(?<=<span class="pre">)[^<]{16,}(?=</span>)',
+        r'(?<=<span class="pre">)[^<]{28,}(?=</span>)',
         lambda found: re.sub(r"([./_=])(?=\w)", r"\1<wbr>", found[0]),
         context.get("body", ""),
     )

@@ -186,8 +186,7 @@ class Asking:
         """The head's merged outputs for the side `dev` or `test`."""
         side = getattr(self.task, name)
         if name not in self.encoded:
-            length = room(self.state.model, self.tokenizer, self.tuning)
-            self.encoded[name] = self.head.rows(self.tokenizer, side, length, self.tuning.stride)
+            self.encoded[name] = encode(self.state.model, self.tokenizer, side, self.tuning)
         rows = self.encoded[name]
         outputs = base.run(self.state.model, rows, self.tokenizer.pad_token_id, self.state.precision)
         return self.head.merge(outputs, rows, side)
@@ -231,10 +230,12 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def room(model: Any, tokenizer: Any, tuning: Tuning) -> int:
-    """The longest row, in tokens."""
+def encode(model: Any, tokenizer: Any, side: labelled.Labelled, tuning: Tuning) -> Rows:
+    """A side as rows that fit into the model's context, with token types if the model knows any."""
     known = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512))
-    return min(tuning.max_length, known) if tuning.max_length else known
+    length = min(tuning.max_length or known, known)
+    rows = registry.get(tuning.head).rows(tokenizer, side, length, tuning.stride)
+    return rows if getattr(model.config, "type_vocab_size", 0) > 1 else replace(rows, types=None)
 
 
 def build(tuning: Tuning, folder: Path, task: labelled.Task, tokenizer: Any, where: device.Device) -> Training:
@@ -244,7 +245,7 @@ def build(tuning: Tuning, folder: Path, task: labelled.Task, tokenizer: Any, whe
     model = new_model(folder, task.classes, tuning).to(where.torch)
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.calibration = head.calibration(task)
-    rows = head.rows(tokenizer, task.train, room(model, tokenizer, tuning), tuning.stride)
+    rows = encode(model, tokenizer, task.train, tuning)
     loader = examples.Examples(rows, tuning.step_rows, tokenizer.pad_token_id, tuning.seed)
     steps = max(1, round(tuning.epochs * loader.steps_per_epoch))
     clocks: list[Clock] = [ReplayClock([step / steps for step in range(steps)])]

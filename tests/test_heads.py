@@ -163,7 +163,7 @@ def test_entities_are_learnt_reported_stored_and_found_in_text(conll, tmp_path, 
 def test_unseen_types_and_one_class(tmp_path, conll):
     (tmp_path / "c.conll").write_text("Ann B-GOD\n", encoding="utf-8")
     task = registry.get("ner").task(ner(conll, "m"))
-    assert "1 test entities have 'GOD', which train never shows" in " ".join(task.notes)
+    assert "1 test sentences have 'GOD', which train never shows" in " ".join(task.notes)
     assert task.classes[:3] == ["O", "B-GOD", "I-GOD"]
     (tmp_path / "a.conll").write_text("Ann O\n", encoding="utf-8")
     with pytest.raises(CourseError, match="only the class 'O'"):
@@ -179,7 +179,7 @@ def rows_of(head, count):
     for i in range(count):
         good, long = draw.random() < 0.5, draw.random() < 0.5
         word = "wonderful" if good else "terrible"
-        text = f"{make_text(i, 1)} {word} " + ("camera " if long else "")
+        text = f"{make_text(i, 1)} {word} " + ("New York" if long else "")
         if head == "pair":
             yield {"text": make_text(i, 1), "text_pair": f"The film. {word}", "label": str(good)}
         elif head == "multilabel":

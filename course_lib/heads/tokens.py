@@ -38,7 +38,7 @@ class TokenHead(base.Head):
 
     auto = AutoModelForTokenClassification
     metric = "f1"
-    unit = "entities"
+    unit = "sentences"
 
     def read(self, path: Path, encoding: str) -> tuple[list[labelled.Item], list[str]]:  # noqa: D102
         items, notes = annotated.read(path, encoding)

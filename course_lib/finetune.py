@@ -73,7 +73,8 @@ def finetune(
         run.update(seconds=round(run.info.get("seconds", 0.0) + time.monotonic() - started, 3))
         run.release()
     if text := head.report(_predictions(best)):
-        log(text)
+        found = run.info["result"]
+        log(f"{text}\nCalibration error {found['ece_raw']:.4f}, by a temperature fitted on dev {found['ece']:.4f}.")
     log(summary(run))
     return run
 

@@ -83,7 +83,7 @@ def _with_tags(path: Path, rows: list[dict[str, Any]]) -> tuple[list[list[str]],
             raise CourseError(f"{place}: neither `text` and `entities` nor the lists `tokens` and `tags`.")
         if len(row["tokens"]) != len(row["tags"]):
             raise CourseError(f"{place}: {len(row['tokens'])} tokens but {len(row['tags'])} tags.")
-    return [row["tokens"] for row in rows], [row["tags"] for row in rows], where
+    return [list(map(str, row["tokens"])) for row in rows], [list(map(str, row["tags"])) for row in rows], where
 
 
 def _with_spans(path: Path, rows: list[dict[str, Any]]) -> Found:

@@ -196,8 +196,15 @@ class Classification:
         """Sum of −w(label)·log p(label), nats."""
         logits = model(**_inputs(batch)).logits.float().flatten(0, -2)  # (rows or rows · length, classes)
         weight = None if self.class_weights is None else self.class_weights.to(logits)
-        how = {"ignore_index": IGNORE, "reduction": "sum", "label_smoothing": self.smoothing}
-        return {"classification": F.cross_entropy(logits, batch["labels"].flatten(), weight, **how)}
+        loss = F.cross_entropy(
+            logits,
+            batch["labels"].flatten(),
+            weight,
+            ignore_index=IGNORE,
+            reduction="sum",
+            label_smoothing=self.smoothing,
+        )
+        return {"classification": loss}
 
 
 class MultiLabel:

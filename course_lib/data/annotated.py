@@ -42,7 +42,7 @@ def cut(text: str) -> Words:
 
 def join(tokens: Sequence[str]) -> Words:
     """Tokens as running text: a blank between them, except between two CJK characters."""
-    text, places = "", []
+    text, places = "", list[tuple[int, int]]()
     for token in tokens:
         if text and token and not (_wide(text[-1]) and _wide(token[:1])):
             text += " "
@@ -88,7 +88,7 @@ def _with_tags(path: Path, rows: list[dict[str, Any]]) -> tuple[list[list[str]],
 
 def _with_spans(path: Path, rows: list[dict[str, Any]]) -> Found:
     """`entities`: objects with `start`, `end` (characters, exclusive) and `label`."""
-    items, widened = [], 0
+    items, widened = list[Item](), 0
     for number, row in enumerate(rows, 1):
         words = cut(row["text"])
         marked: list[tags.Span] = []

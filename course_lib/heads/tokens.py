@@ -77,7 +77,7 @@ class TokenHead(base.Head):
             ranges = windows.cut(sizes := list(map(len, words)), room, stride)
             owner = windows.owners(sizes, ranges)
             for number, (start, end) in enumerate(ranges):
-                ids, answered = list(first), []
+                ids, answered = list(first), list[tuple[int, int]]()
                 for word in range(start, end):
                     if words[word] and owner[word] == number:
                         answered.append((word, len(ids)))

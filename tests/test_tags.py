@@ -113,7 +113,7 @@ def test_wrong_columns_and_unequal_lists_are_named(tmp_path):
         annotated.read(write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows))))
     with pytest.raises(CourseError, match="is empty"):
         annotated.read(write(tmp_path / "b.conll", "\n\n"))
-    with pytest.raises(CourseError, match=r"sentence from line 3 .*IOB1 at"):
+    with pytest.raises(CourseError, match=r"IOB2 at .*line 1 \(I-PER after O\) and IOB1 at .*line 3 \(B-LOC after O\)"):
         annotated.read(write(tmp_path / "c.conll", "a I-PER\n\nb B-LOC\nc O\n"))
 
 

@@ -69,10 +69,6 @@ def parser() -> argparse.ArgumentParser:
     pair = command("compare", _compare, "Whether one fine-tuning run is better than another: 95 % interval, verdict.")
     pair.add_argument("a", type=Path, help="a finished fine-tuning run")
     pair.add_argument("b", type=Path, help="another one, on the same task; or `tfidf`")
-    entities = command("extract", _extract, "Find entities in texts with a run of `finetune ner`.")
-    entities.add_argument("--run", type=Path, required=True, dest="folder", help="a finished run, or a model folder")
-    entities.add_argument("--text", action="append", required=True, help="a text; may be given more than once")
-    entities.add_argument("--device", default="auto", help="cuda, mps, cpu or auto")
     _sample_options(command("sample", _sample, "Let a trained model continue a prompt."))
     data = command("data", _data, "The registered datasets; `report` says what is wrong with a corpus.")
     data.add_argument("action", choices=["list", "show", "fetch", "card", "report"], help="`card` is the book's page")
@@ -221,20 +217,6 @@ def _sample(options: argparse.Namespace, started: float) -> None:
     texts = sample.generate(model, tokenizer, prompts, options.tokens, options.temperature, options.top_p, options.seed)
     pairs = [{"prompt": p, "text": t} for p, t in zip(prompts, texts, strict=True)]
     _print(options, pairs, "\n\n".join(f"{pair['prompt']}{pair['text']}" for pair in pairs))
-
-
-def _extract(options: argparse.Namespace, started: float) -> None:
-    from course_lib import device
-    from course_lib.heads import tokens
-
-    found = tokens.extract(options.folder, options.text, device.pick(options.device))
-    entities = [[entity._asdict() for entity in item] for item in found]
-    lines = [
-        f"{e.start:>6}-{e.end:<6}{e.label:<8}{e.score:.2f}  {text[e.start : e.end]}"
-        for text, item in zip(options.text, found, strict=True)
-        for e in item
-    ]
-    _print(options, entities, "\n".join(lines) or "No entity.")
 
 
 def _data(options: argparse.Namespace, started: float) -> None:

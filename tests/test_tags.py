@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from seqeval import scheme as seqeval
 from seqeval.metrics.sequence_labeling import get_entities
 
-from course_lib.data import annotated, tags
+from course_lib.data import annotated, library, tags
 from course_lib.data.tags import Span
 from course_lib.errors import CourseError
 
@@ -150,6 +150,20 @@ def test_spans_in_json(tmp_path):
 def test_spans_that_cannot_be(tmp_path, entities, message):
     with pytest.raises(CourseError, match=message):
         annotated.read(spans_file(tmp_path, {"text": "Ann saw it", "entities": entities}))
+
+
+def test_peoples_daily_has_a_tag_a_character(monkeypatch):
+    from datasets import Dataset, DatasetDict
+
+    entry = library.DATASETS["peoples_daily"]
+    row = {"text": "江泽民在北京", "words": ["江", "泽民", "在", "北京"], "pos": ["nr", "nr", "p", "ns"]}
+    labels = library.entity_tags(row["words"], row["pos"])
+    table = Dataset.from_list([row | {"tags": labels}], features=entry.features)
+    monkeypatch.setattr(library, "load", lambda name: DatasetDict({s: table for s in ("train", "valid", "test")}))
+    sides = annotated.TASKS["peoples_daily"]()
+    ((words, found),) = sides["dev"]
+    assert words.words() == list("江泽民在北京")
+    assert found == labels == ["B-PER", "I-PER", "I-PER", "O", "B-LOC", "I-LOC"]
 
 
 @given(st.lists(st.text("ab中文，.🙂", max_size=4), max_size=8))

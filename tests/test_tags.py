@@ -159,7 +159,7 @@ def test_peoples_daily_has_a_tag_a_character(monkeypatch):
     row = {"text": "江泽民在北京", "words": ["江", "泽民", "在", "北京"], "pos": ["nr", "nr", "p", "ns"]}
     labels = library.entity_tags(row["words"], row["pos"])
     table = Dataset.from_list([row | {"tags": labels}], features=entry.features)
-    monkeypatch.setattr(library, "load", lambda name: DatasetDict({s: table for s in ("train", "valid", "test")}))
+    monkeypatch.setattr(library, "load", lambda name: DatasetDict(dict.fromkeys(("train", "valid", "test"), table)))
     sides = annotated.TASKS["peoples_daily"]()
     ((words, found),) = sides["dev"]
     assert words.words() == list("江泽民在北京")

@@ -12,7 +12,10 @@ Schedule = Callable[[float], float]
 
 
 def trapezoid(warmup: float = 0.02, cooldown: float = 0.6) -> Schedule:
-    """Linear warm-up over the first `warmup` of the budget, flat, linear cooldown to zero over the last `cooldown`."""
+    """Linear warm-up over the first `warmup` of the budget, flat, linear cooldown to zero over the last `cooldown`.
+
+    Equation eq-trapezoid.
+    """
     _check(warmup, cooldown)
 
     def multiplier(progress: float) -> float:

@@ -76,33 +76,39 @@ def ex05_2(clip: Callable[[list[Tensor | None], float], float], holds: Propertie
 Part = tuple[Tensor, Tensor]
 
 
+def network() -> nn.Module:
+    """The same small classifier every time."""
+    torch.manual_seed(0)
+    return nn.Linear(4, 3).double()
+
+
+def part(rows: int, ignored: int, seed: int) -> Part:
+    """Inputs and labels, of which the first `ignored` count nowhere."""
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, 4, dtype=torch.float64, generator=draw)
+    y = torch.randint(3, (rows,), generator=draw)
+    y[:ignored] = -100
+    return x, y
+
+
+def reference(*parts: Part) -> tuple[float, Tensor]:
+    """Mean loss and gradient of one large batch."""
+    model = network()
+    x, y = (torch.cat(column) for column in zip(*parts, strict=True))
+    loss = F.cross_entropy(model(x), y, ignore_index=-100)
+    loss.backward()
+    return loss.item(), model.weight.grad  # type: ignore[return-value]
+
+
 @grader
 def ex05_3(accumulate: Callable[[nn.Module, list[Part]], float], holds: Properties) -> None:
     """The big batch's gradient from micro-batches."""
-
-    def network() -> nn.Module:
-        torch.manual_seed(0)
-        return nn.Linear(4, 3).double()
-
-    def part(rows: int, ignored: int, seed: int) -> Part:
-        draw = torch.Generator().manual_seed(seed)
-        x = torch.randn(rows, 4, dtype=torch.float64, generator=draw)
-        y = torch.randint(3, (rows,), generator=draw)
-        y[:ignored] = -100
-        return x, y
 
     def solve(*parts: Part) -> tuple[float, Tensor]:
         model = network()
         loss = accumulate(model, list(parts))
         written(loss)
         return float(loss), model.weight.grad  # type: ignore[return-value]
-
-    def reference(*parts: Part) -> tuple[float, Tensor]:
-        model = network()
-        x, y = (torch.cat(column) for column in zip(*parts, strict=True))
-        loss = F.cross_entropy(model(x), y, ignore_index=-100)
-        loss.backward()
-        return loss.item(), model.weight.grad  # type: ignore[return-value]
 
     even, uneven = [part(4, 0, 1), part(4, 0, 2)], [part(6, 0, 3), part(6, 5, 4)]
     with holds("equal parts give the big batch's gradient"):

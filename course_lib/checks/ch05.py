@@ -76,7 +76,7 @@ def ex05_2(clip: Callable[[list[Tensor | None], float], float], holds: Propertie
 Part = tuple[Tensor, Tensor]
 
 
-def network() -> nn.Module:
+def network() -> nn.Linear:
     """The same small classifier every time."""
     torch.manual_seed(0)
     return nn.Linear(4, 3).double()
@@ -122,7 +122,8 @@ def ex05_3(accumulate: Callable[[nn.Module, list[Part]], float], holds: Properti
         close(loss, reference(*uneven)[0], tolerance=1e-9)
         close(gradient, reference(*uneven)[1], tolerance=1e-9)
     with holds("a part's backward comes before the next part's forward"):
-        model, seen = network(), []
+        model = network()
+        seen: list[bool] = []
         model.register_forward_hook(lambda *_: seen.append(model.weight.grad is not None))
         written(accumulate(model, even))
         equal(seen, [False, True], "there is a gradient before each forward")

@@ -1,4 +1,4 @@
-"""Is BERT's second task worth its place? Pretrain with and without it on equally many tokens, and probe what was learned.
+"""Is BERT's second task worth its place? Pretrain with and without it on equally many tokens, then probe both.
 
     python tools/ablate_nsp.py --out runs/ablate-nsp [--arm rows --seed 0]
 

@@ -31,7 +31,10 @@ from course_lib.record import now, provenance
 
 TOKENS = 600_000
 SEEDS = 5
-CHOICE = {"architecture": "bert", "size": "pico", "optimizer": "adamw", "lr": 0.002, "tokens": TOKENS}
+CHOICE: dict[str, Any] = {
+    "architecture": "bert", "size": "pico", "tokens": TOKENS, "step_tokens": 1024, "lr": 0.005,
+    "embeddings": "cooccurrence",
+}  # fmt: skip
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # inverse regularization of the probe, chosen on dev
 
 

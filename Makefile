@@ -32,7 +32,7 @@ book: $(VENV)/all  ## build the book into _build/html
 	$(VENV)/bin/jupyter-book build . -W -n --keep-going
 
 bench: $(VENV)/all  ## race against the peers, two hours; with NANOGPT=path also against nanoGPT
-	$(PY) tools/race.py --out runs/race-$$(date +%Y%m%d-%H%M) $(ARGS)
+	$(PY) -m tools.race --out runs/race-$$(date +%Y%m%d-%H%M) $(ARGS)
 
 edition: $(VENV)/all  ## write student editions and autograders into _build/edition
 	$(PY) tools/make_edition.py

@@ -249,7 +249,7 @@ def _finish(run: Run, state: Training, data: prepare.Prepared, where: device.Dev
         run.update(result={"scores": scores}, status="finished")
         return
     rows = list(run.metrics())
-    tokens, seconds = sum(row["tokens"] for row in rows), sum(row["seconds"] for row in rows)
+    tokens, seconds, worked = (sum(row[name] for row in rows) for name in ("tokens", "seconds", "worked"))
     rate = run.info["plan"]["flops_per_token"] * tokens / seconds
     result = {
         "scores": scores,
@@ -257,6 +257,7 @@ def _finish(run: Run, state: Training, data: prepare.Prepared, where: device.Dev
         "tokens": tokens,
         "epochs": round(tokens / len(data.train.tokens), 2),
         "seconds": round(seconds, 3),
+        "cpu_share": round(worked / seconds, 3) if where.kind == "cpu" else None,  # < 0.9: others used it too
         "tokens_per_second": round(tokens / seconds),
         "flops_per_second": round(rate),
         "mfu": round(rate / where.peak_flops, 4) if where.peak_flops else None,  # None: the peak is not known

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from course_lib import checkpoint, distributed, loggers, progress, training
 from course_lib.errors import CourseError
 from course_lib.loop import Step, train
@@ -86,11 +88,16 @@ class Recorder:
         self.loggers = loggers.open_all(settings["log"], run.folder, settings) if run.writes else []
         self.rows: list[dict[str, Any]] = []
         self.last_step = self.last_save = time.monotonic()
+        self.last_cpu = time.process_time()
 
     def after(self, step: Step) -> dict[str, Any]:
-        """The row of a step that has just ended; says so if it had to be repeated in smaller parts."""
+        """The row of a step that has just ended; says so if it had to be repeated in smaller parts.
+
+        `worked`: processor seconds of a thread; on a CPU, less than `seconds` when others used it too.
+        """
         self.state.step += 1
         took, self.last_step = time.monotonic() - self.last_step, time.monotonic()
+        worked = (time.process_time() - self.last_cpu) / torch.get_num_threads()
         assert self.state.budget
         if self.state.average:
             self.state.average.update(self.state.budget.progress)
@@ -99,7 +106,7 @@ class Recorder:
             self.log(f"Memory ran out in step {self.state.step}: repeated, and going on, {step.shrunk} rows at once.")
         losses = {term: f"{loss:.3f}" for term, loss in step.losses.items()}
         progress.move(self.shown, self.state.budget.progress, **losses, speed=f"{step.tokens / took:,.0f} tok/s")
-        return {**asdict(step), "step": self.state.step, "seconds": round(took, 4)}
+        return {**asdict(step), "step": self.state.step, "seconds": round(took, 4), "worked": round(worked, 4)}
 
     def write(self, row: dict[str, Any]) -> None:
         """Keep the row; what this costs is not the next step's."""
@@ -109,7 +116,7 @@ class Recorder:
         if len(self.rows) >= LOG_EVERY:
             self.run.log(self.rows)
             self.rows.clear()
-        self.last_step = time.monotonic()
+        self._restart()
 
     def due(self) -> bool:
         """Whether it is time to save; the first process's clock counts."""
@@ -124,4 +131,9 @@ class Recorder:
             state = self.state.state_dict()
             if self.run.writes:
                 checkpoint.save(self.run.folder / "checkpoints", self.state.step, state)
-        self.last_save = self.last_step = time.monotonic()
+        self._restart()
+        self.last_save = self.last_step
+
+    def _restart(self) -> None:
+        """The next step begins now."""
+        self.last_step, self.last_cpu = time.monotonic(), time.process_time()

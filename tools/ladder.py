@@ -1,0 +1,157 @@
+"""The ladder: from what everyone writes to our recipe, one change a rung, and what did not help on the top one.
+
+    python -m tools.ladder --out runs/ladder-decoder --side decoder --budget 120 --seeds 3
+    python -m tools.ladder --out runs/ladder-encoder --side encoder --budget 120 --seeds 3
+
+Every run trains for the same wall-clock time and is scored on the same held-out bytes. The rungs take turns within a
+seed. Stopped, the same command goes on. The table gives each change's gain with its interval over the seeds.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from course_lib import models, progress
+from course_lib.data import corpora, prepare
+from tools.contestants import ours
+from tools.trials import ROOT, Trials, spread
+
+Setting = dict[str, Any]
+START: Setting = {
+    "optimizer": "adamw", "schedule": "cosine", "cooldown": 1.0, "embeddings": "random", "vocab_size": 8192,
+    "context": 256, "step_tokens": 8192, "size": "nano",
+}  # fmt: skip
+# (side → rungs); a rung is its name and what it changes, and keeps the changes below it.
+RUNGS: dict[str, list[tuple[str, Setting]]] = {
+    "decoder": [
+        ("GPT-2, AdamW, cosine", START | {"architecture": "gpt2", "lr": 6e-4}),
+        ("learning rate five times higher", {"lr": 3e-3}),
+        ("flat, then down to zero with the budget", {"schedule": "trapezoid", "cooldown": 0.6}),
+        ("2,048 tokens a step", {"step_tokens": 2048}),
+        ("rows of 128 tokens", {"context": 128}),
+        ("2,048 tokens in the vocabulary", {"vocab_size": 2048}),
+        ("rotary positions", {"architecture": "neox"}),
+        ("RMSNorm, no biases, gated, untied", {"architecture": "llama"}),
+        ("QK-norm", {"architecture": "qwen3-plain"}),
+        ("outputs of blocks start at zero", {"architecture": "qwen3"}),
+        ("embeddings learn faster", {"lr": 0.01}),
+        ("Muon for matrices", {"optimizer": "muon"}),
+        ("embeddings from co-occurrence", {"embeddings": "cooccurrence"}),
+    ],
+    "encoder": [
+        ("BERT, AdamW, cosine", START | {"architecture": "bert", "lr": 5e-4, "mask_start": 0.15, "mask_end": 0.15}),
+        ("learning rate four times higher", {"lr": 2e-3}),
+        ("flat, then down to zero with the budget", {"schedule": "trapezoid", "cooldown": 0.6}),
+        ("2,048 tokens a step", {"step_tokens": 2048}),
+        ("rows of 128 tokens", {"context": 128}),
+        ("masks fall from 30 to 15 %", {"mask_start": 0.3}),
+        ("ModernBERT's blocks", {"architecture": "modernbert"}),
+        ("Muon for matrices", {"optimizer": "muon", "lr": 0.01}),
+    ],
+}
+# Tried on the top rung, one at a time.
+ASIDE: dict[str, list[tuple[str, Setting]]] = {
+    "decoder": [
+        ("smaller: pico", {"size": "pico"}),
+        ("larger: tiny", {"size": "tiny"}),
+        ("ReLU² and norms without weights (NanoChat)", {"architecture": "nanochat"}),
+        ("hybrid objective", {"objective": "hybrid"}),
+        ("4,096 tokens a step", {"step_tokens": 4096}),
+        ("rows of 64 tokens", {"context": 64}),
+        ("4,096 tokens in the vocabulary", {"vocab_size": 4096}),
+        ("warm-up over a tenth", {"warmup": 0.1}),
+        ("cooldown over a fifth", {"cooldown": 0.2}),
+        ("mean of the last tenth's weights", {"tail_average": 0.1}),
+    ],
+    "encoder": [
+        ("smaller: pico", {"size": "pico"}),
+        ("larger: tiny", {"size": "tiny"}),
+        ("masks stay at 30 %", {"mask_end": 0.3}),
+        ("mean of the last tenth's weights", {"tail_average": 0.1}),
+        ("embeddings from co-occurrence", {"embeddings": "cooccurrence"}),
+    ],
+}
+
+
+def main() -> None:
+    """Run what is missing, then write and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--side", choices=RUNGS, default="decoder")
+    parser.add_argument("--budget", type=float, default=120, help="seconds of training (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)  # a single run, as a process of its own
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(one(options.side, options.budget, **options.one)))
+        return
+    rungs = climb(options.side)
+    trials = Trials(options.out, "ladder", side=options.side, budget=options.budget)
+    for seed in range(options.seeds):
+        for name, setting in rungs.items():
+            asked = {"setting": setting, "seed": seed}
+            what = {"name": name, "budget": options.budget} | asked
+            script = [str(ROOT / "tools" / "ladder.py"), f"--side={options.side}", f"--budget={options.budget}"]
+            trials.run(what, [*script, f"--one={json.dumps(asked)}"])
+    trials.record["summary"] = summary(options.side, trials.record["runs"])
+    trials.write()
+    for row in trials.record["summary"]:
+        print("{name:<46}{mean:>8.3f}{gain:>8.3f}  [{low:.3f}, {high:.3f}]".format(**row))
+
+
+def climb(side: str) -> dict[str, Setting]:
+    """Every rung's name and whole setting, then the top one with each change of `ASIDE`."""
+    found, setting = {}, {}
+    for name, change in RUNGS[side]:
+        found[name] = setting = setting | change
+    return found | {name: setting | change for name, change in ASIDE[side]}
+
+
+def summary(side: str, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Scores of each rung, and the gain over the one below it: mean and 95 % t-interval of the paired differences."""
+    scores = lambda name: [run["score"] for run in sorted(runs, key=lambda run: run["seed"]) if run["name"] == name]
+    steps = [name for name, _ in RUNGS[side]]
+    below = dict(zip(steps[1:], steps, strict=False)) | {name: steps[-1] for name, _ in ASIDE[side]}
+    rows = []
+    for name in climb(side):
+        gains = [old - new for old, new in zip(scores(below.get(name, name)), scores(name), strict=True)]
+        mean = statistics.mean(gains)
+        half = stats.t.ppf(0.975, len(gains) - 1) * statistics.stdev(gains) / len(gains) ** 0.5
+        interval = {"gain": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4)}
+        rows.append({"name": name, "over": below.get(name)} | spread(scores(name)) | interval)
+    return rows
+
+
+def one(side: str, budget: float, setting: Setting, seed: int) -> dict[str, Any]:
+    """Train and score one rung. Encoders keep one vocabulary, so that their losses can be compared."""
+    progress.hush_transformers()
+    models.ARCHITECTURES.update(VARIANTS)
+    models.BASELINES = (*models.BASELINES, *VARIANTS)
+    data = prepare.prepare(
+        corpora.load("movie_reviews"), setting["vocab_size"], setting["context"], 10**9, lambda line: None, True
+    )
+    return ours(data, budget, seed, setting, setting.get("objective", {"decoder": "clm", "encoder": "mlm"}[side]))
+
+
+def _neox(shape: models.Size, tokens: models.Tokens) -> Any:
+    """GPT-2's block with rotary positions."""
+    common = models._common(shape, tokens) | {"intermediate_size": 4 * shape.hidden, "tie_word_embeddings": True}
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**common, use_parallel_residual=False))
+
+
+def _llama(shape: models.Size, tokens: models.Tokens) -> Any:
+    """RMSNorm, no biases, SwiGLU, rotary positions, untied head."""
+    common = models._common(shape, tokens) | {"intermediate_size": shape.intermediate}
+    return LlamaForCausalLM(LlamaConfig(**common, num_key_value_heads=shape.heads, tie_word_embeddings=False))
+
+
+# Steps between GPT-2 and our decoder; like the baselines, they keep their own initialization.
+VARIANTS = {"neox": _neox, "llama": _llama, "qwen3-plain": models.ARCHITECTURES["qwen3"]}
+
+if __name__ == "__main__":
+    main()

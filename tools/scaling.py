@@ -1,0 +1,140 @@
+"""Scaling and transfer: held-out bits, and accuracy after fine-tuning, against the budget of pretraining.
+
+    python -m tools.scaling --out runs/scaling
+
+Trains two sizes for each budget and seed by the ordinary command, fine-tunes the first seed's models five times each
+beside the same network from random weights and TF-IDF, and fits bits = E + A·C^−α to the better size of each budget
+(C: FLOP of training). Stopped, the same command goes on. The models stay in OUT/models and are not committed.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.optimize import curve_fit
+
+from course_lib import finetune
+from course_lib.record import Run
+from tools.trials import Trials
+
+BUDGETS = {"30s": 3, "1m": 3, "2m": 3, "5m": 3, "15m": 3, "60m": 1}  # budget → seeds
+SIZES = ("nano", "tiny")
+TASK, TUNING_SEEDS = "rotten_tomatoes", 5
+DAY = 86_400
+
+
+def main() -> None:
+    """Run what is missing, fit, store, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--sizes", nargs="*", default=SIZES)
+    parser.add_argument("--budgets", nargs="*", default=list(BUDGETS))
+    options = parser.parse_args()
+    trials = Trials(options.out, "scaling", corpus="movie_reviews", task=TASK)
+    for budget in options.budgets:
+        for seed in range(BUDGETS[budget]):
+            for size in options.sizes:
+                train(trials, options.out / "models", size, budget, seed)
+        for size in options.sizes:
+            judge(trials, options.out / "models", size, budget)
+    runs = trials.record["runs"]
+    trials.record["law"] = law([run for run in runs if run["step"] == "pretrained"])
+    trials.write()
+    for run in runs:
+        if run["step"] == "fine-tuned":
+            print(
+                "{size} {budget:>5}  {mean:.1%} [{least:.1%}, {most:.1%}]  scratch {scratch}  tfidf {tfidf}".format(
+                    **run
+                )
+            )
+    print(json.dumps(trials.record["law"]))
+
+
+def train(trials: Trials, models: Path, size: str, budget: str, seed: int) -> None:
+    """One pretraining."""
+    what = {"step": "pretrained", "size": size, "budget": budget, "seed": seed}
+    asked = [f"--size={size}", f"--budget={budget}", f"--seed={seed}", f"--runs={models}"]
+
+    def read(printed: str) -> dict[str, Any]:
+        info = json.loads(printed)
+        result = info["result"]
+        kept = {name: result[name] for name in ("tokens", "seconds", "cpu_share")}
+        return kept | result["scores"] | {"flops": info["plan"]["flops_per_token"] * result["tokens"]}
+
+    trials.run(what, ["-m", "course_lib", "pretrain", "--json", *asked, f"--run-id={size}-{budget}-{seed}"], read)
+
+
+def judge(trials: Trials, models: Path, size: str, budget: str) -> None:
+    """Fine-tune the first seed's model, and once a size the same network from random weights; compare."""
+    tune = lambda name, *more: [
+        "-m", "course_lib", "finetune", "--json", f"--task={TASK}", f"--seeds={TUNING_SEEDS}", f"--runs={models}",
+        f"--run-id={name}", *more,
+    ]  # fmt: skip
+    scratch = f"{size}-scratch"
+    source = f"--model={models / f'{size}-{budget}-0'}"
+    trials.run({"step": "scratch", "size": size}, tune(scratch, source, "--scratch"), scores)
+    tuned = f"{size}-{budget}-tuned"
+
+    def read(printed: str) -> dict[str, Any]:
+        run = Run.open(models / tuned)
+        over = {"scratch": Run.open(models / scratch), "tfidf": None}
+        return scores(printed) | {name: difference(run, other) for name, other in over.items()}
+
+    trials.run({"step": "fine-tuned", "size": size, "budget": budget}, tune(tuned, source), read)
+
+
+def scores(printed: str) -> dict[str, Any]:
+    """Test accuracy of every seed."""
+    result = json.loads(printed)["result"]
+    return {name: result[name] for name in ("seeds", "least", "most")} | {"mean": result["accuracy"]}
+
+
+def difference(run: Run, other: Run | None) -> dict[str, Any]:
+    """Points over another run, or over TF-IDF: mean and 95 % interval."""
+    found = finetune.compare(run, other)
+    return {"mean": round(found.mean, 4), "low": round(found.low, 4), "high": round(found.high, 4)}
+
+
+def law(runs: list[dict[str, Any]], resamples: int = 500) -> dict[str, Any]:
+    """E, A, α of the better size at each budget, with 95 % intervals by resampling the seeds, and a day's bits.
+
+    A day is far outside of what was measured: the interval is the fit's, and says nothing of whether the law holds.
+    """
+    by_budget: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for run in runs:
+        by_budget.setdefault(run["budget"], {}).setdefault(run["size"], []).append(run)
+    mean = lambda group, name: float(np.mean([run[name] for run in group]))
+    groups = [min(sizes.values(), key=lambda group: mean(group, "bits_per_byte")) for sizes in by_budget.values()]
+    if len(groups) < 4:
+        return {}
+    draw = np.random.default_rng(0)
+    fits = [fit(groups)]
+    for _ in range(resamples):
+        fits.append(fit([[group[i] for i in draw.integers(len(group), size=len(group))] for group in groups]))
+    rate = groups[-1][0]["flops"] / groups[-1][0]["seconds"]
+    named = {"E": 0, "A": 1, "alpha": 2}
+    columns = {name: [found[at] for found in fits] for name, at in named.items()}
+    columns["day"] = [bits(rate * DAY / 1e12, *found) for found in fits]
+    return {
+        name: {"fit": round(float(values[0]), 4), "interval": np.percentile(values[1:], [2.5, 97.5]).round(4).tolist()}
+        for name, values in columns.items()
+    }
+
+
+def bits(teraflops: Any, floor: float, scale: float, power: float) -> Any:
+    """E + A·C^−α."""
+    return floor + scale * teraflops**-power
+
+
+def fit(groups: list[list[dict[str, Any]]]) -> tuple[float, ...]:
+    """Least squares over the groups' runs."""
+    x = np.array([run["flops"] / 1e12 for group in groups for run in group])
+    y = np.array([run["bits_per_byte"] for group in groups for run in group])
+    found, _ = curve_fit(bits, x, y, p0=(1.0, 2.0, 0.2), bounds=([0, 0, 0.01], [y.min(), 20, 2]), maxfev=20_000)
+    return tuple(found)
+
+
+if __name__ == "__main__":
+    main()

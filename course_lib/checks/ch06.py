@@ -27,7 +27,9 @@ def ex06_1(pack: Callable[[list[list[int]], int, int], Tensor], holds: Propertie
         equal(found.dtype, torch.int64, "dtype")
         equal(found.size(1), 6, "tokens in a row")
     with holds("each document follows a BOS, and nothing follows the last one"):
-        equal(solve(short, 11), torch.tensor([[0, 1, 2, 3, 0, 4, 5, 0, 6, 7, 8, 9]]))
+        found = solve(short, 11)
+        equal(tuple(found.shape), (1, 12), "shape")
+        equal(found, torch.tensor([[0, 1, 2, 3, 0, 4, 5, 0, 6, 7, 8, 9]]))
     with holds("a row goes on where a document ends, and nothing is padding"):
         equal(solve(short, 5)[0], torch.tensor([0, 1, 2, 3, 0, 4]))
     with holds("a row begins with the last token of the row before: once a target, once an input"):

@@ -97,7 +97,8 @@ def _registered(name: str) -> Task:
         ]
     # Both held-out sides: nothing was chosen on either, and twice the texts halve the variance.
     found = _sides(name, rows["train"], rows["valid"] + rows["test"])
-    return Task(name, label.names, *(Labelled([t for t, _ in found[s]], [y for _, y in found[s]]) for s in SIDES))
+    train, dev, test = (Labelled([t for t, _ in found[s]], [y for _, y in found[s]]) for s in SIDES)
+    return Task(name, label.names, train, dev, test)
 
 
 def _from_file(path: Path, encoding: str) -> Task:
@@ -107,7 +108,8 @@ def _from_file(path: Path, encoding: str) -> Task:
         raise CourseError(f"{path} has only the class '{''.join(classes)}'; there is nothing to learn.")
     sides = by_hash(path.stem, pairs)
     index = lambda side: Labelled([text for text, _ in side], [classes.index(label) for _, label in side])
-    return Task(path.stem, classes, *(index(sides[side]) for side in SIDES))
+    train, dev, test = (index(sides[side]) for side in SIDES)
+    return Task(path.stem, classes, train, dev, test)
 
 
 Item = tuple[Any, Any]  # a text and its label, both as the file has them

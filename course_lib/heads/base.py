@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -71,9 +70,9 @@ class Head(ABC):
             sides = labelled.by_hash(name, read(tuning.task))
         classes = self.classes(sides)
         make = lambda side: labelled.Labelled([t for t, _ in side], [self.target(y, classes) for _, y in side])
-        task = labelled.Task(name, classes, *(make(sides[side]) for side in labelled.SIDES))
+        train, dev, test = (make(sides[side]) for side in labelled.SIDES)
         notes += self.unseen(sides)
-        return replace(task, notes=tuple(notes)).with_labels(tuning.labels)
+        return labelled.Task(name, classes, train, dev, test, tuple(notes)).with_labels(tuning.labels)
 
     def names(self) -> list[str]:
         """The registered tasks of this kind."""

@@ -81,7 +81,7 @@ def test_recomputing_activations_changes_no_weight(corpus_file, tmp_path):
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="Inductor needs a C++ compiler")
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # of torch, about itself
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # torch about itself, when it compiles
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=needs_compiler)])
 def test_compiling_changes_no_weight(corpus_file, tmp_path, monkeypatch, backend):
     plain = pretrain(config(corpus_file, tokens=1_280), runs=tmp_path, log=lambda m: None)

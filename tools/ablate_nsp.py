@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from course_lib import baselines, device, finetune, loop, objectives, progress, recipes, schedule, training
+from course_lib import baselines, device, loop, objectives, progress, recipes, schedule, training
 from course_lib.batches import split
 from course_lib.budget import Budget, WorkClock
 from course_lib.config import Config
 from course_lib.data import corpora, labelled, prepare
+from course_lib.heads import base
 from course_lib.metrics import compare
 from course_lib.pretrain import resolve
 from course_lib.record import now, provenance
@@ -130,7 +131,7 @@ def probe(model: Any, tokenizer: Any, task: labelled.Task) -> np.ndarray:
 def features(model: Any, tokenizer: Any, side: labelled.Labelled, batch_rows: int = 128) -> np.ndarray:
     """The mean over tokens of the last hidden state, (texts, hidden)."""
     model.eval()
-    rows = finetune.encode(tokenizer, side, 0)
+    rows = base.encode(tokenizer, side.texts, tokenizer.model_max_length)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     found = np.empty((len(rows), model.config.hidden_size))
     for at in range(0, len(order), batch_rows):

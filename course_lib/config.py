@@ -52,6 +52,10 @@ class Tuning:
 
     task: str = _option("rotten_tomatoes", "rotten_tomatoes, imdb, zh_sentiment, or a table with text and label")
     model: str = _option("", "a run or any folder with a pretrained model")
+    method: str = _option(
+        "",
+        "train added weights only: lora, adalora, adapter, prefix, prompt, bitfit, or lora:rank=4,targets=q_proj+v_proj",
+    )
     scratch: bool = _option(False, "the same network with new weights, to see what pretraining was worth")
     encoding: str = _option("utf-8", "of your table")
     labels: int = _option(0, "train on so many texts only; 0: all")

@@ -17,7 +17,8 @@ from course_lib.budget import Budget, Clock, FirstOf, ReplayClock, WallClock, pa
 from course_lib.config import Tuning
 from course_lib.data import labelled
 from course_lib.errors import CourseError
-from course_lib.objectives import Classification
+from course_lib.objectives import Classification, Objective
+from course_lib.peft import adapters, files, methods
 from course_lib.precision import Precision
 from course_lib.record import Run, Timer, now
 from course_lib.recorder import Log, drive
@@ -160,7 +161,11 @@ def _one(
         with timer("evaluate"):
             _store(run, ask, task)
         with new_folder(run.folder / "model") as scratch:
-            state.model.save_pretrained(scratch)
+            if tuning.method:  # the added weights alone; `files.restore` puts them on the base again
+                files.save(state.model, scratch, str(folder))
+                state.model.config.save_pretrained(scratch)
+            else:
+                state.model.save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)
         run.update(status="finished", finished=now())
         checkpoint.remove(run.folder / "checkpoints")
@@ -211,19 +216,26 @@ def build(
     model = new_model(folder, task.classes, tuning).to(where.torch)
     rows = encode(tokenizer, task.train, tuning.max_length)
     loader = examples.Examples(rows, task.train.labels, tuning.step_rows, tokenizer.pad_token_id, tuning.seed)
+    objective: Objective = Classification(tuning.smoothing)
+    if tuning.method:
+        objective = adapters.objective(adapters.apply(model, methods.parse(tuning.method)), objective)
     steps = max(1, round(tuning.epochs * loader.steps_per_epoch))
     clocks: list[Clock] = [ReplayClock([step / steps for step in range(steps)])]
     if tuning.budget:
         clocks.append(WallClock(parse_duration(tuning.budget)))
+    budget = Budget(FirstOf(*clocks))
+    optimizers = [optim.for_finetuning(model, tuning.lr, tuning.layer_decay, tuning.weight_decay)]
+    if tuning.method:
+        adapters.follow(model, optimizers, budget)
     return Training(
         model=model,
-        objective=Classification(tuning.smoothing),
-        optimizers=[optim.for_finetuning(model, tuning.lr, tuning.layer_decay, tuning.weight_decay)],
+        objective=objective,
+        optimizers=optimizers,
         loader=loader,
         masking=torch.Generator(),
         precision=Precision.for_device(where),
         signature={"task": task.name, "classes": task.classes, "number of weights": models.count_parameters(model)},
-        budget=Budget(FirstOf(*clocks)),
+        budget=budget,
     )
 
 
@@ -246,7 +258,8 @@ def _result(parts: list[Run]) -> dict[str, Any]:
 def _name(tuning: Tuning, folder: Path) -> str:
     """A readable name: what was tuned on what."""
     source = folder.parent if folder.name == "model" else folder
-    return f"{source.name}-{Path(tuning.task).stem}" + "-scratch" * tuning.scratch
+    suffix = f"-{tuning.method.partition(':')[0]}" if tuning.method else ""
+    return f"{source.name}-{Path(tuning.task).stem}" + "-scratch" * tuning.scratch + suffix
 
 
 def _keep_only(best: Run, parts: list[Run], run: Run) -> None:

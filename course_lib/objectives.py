@@ -7,7 +7,7 @@ give exactly the big batch's gradient, and one without any contributes zero inst
 Every objective predicts tokens at `labels` that are not `IGNORE`, and applies the output head there only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Protocol
 
 import torch
@@ -191,3 +191,23 @@ class Classification:
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
         loss = F.cross_entropy(logits, batch["labels"], reduction="sum", label_smoothing=self.smoothing)
         return {"classification": loss}
+
+
+class Penalized:
+    """Another objective and a penalty on the weights, `weight` times once a step.
+
+    The penalty is a term with one target a micro-batch, so the loop's mean over targets makes it count once, however
+    many micro-batches and processes there are.
+    """
+
+    def __init__(self, objective: Objective, penalty: Callable[[PreTrainedModel], torch.Tensor], weight: float):
+        self.objective, self.penalty = objective, penalty
+        self.weights = {**objective.weights, "penalty": weight}
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """The objective's own, and one."""
+        return {**self.objective.counts(batch), "penalty": 1}
+
+    def __call__(self, model: PreTrainedModel, batch: Batch) -> dict[str, torch.Tensor]:
+        """The objective's own sums, and the penalty."""
+        return {**self.objective(model, batch), "penalty": self.penalty(model)}

@@ -221,7 +221,7 @@ def for_finetuning(model: Any, lr: float, layer_decay: float = 1.0, weight_decay
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, p in model.named_parameters():
         if p.requires_grad:
-            layer = re.search(r"\.(?:layers?|h)\.(\d+)\.", name)
+            layer = re.search(r"[./](?:layers?|h)[./](\d+)[./]", name)  # "/" in adapters' names
             level = 0 if models.is_embedding(name) else int(layer[1]) + 1 if layer else depth
             groups.setdefault((level, p.ndim >= 2), []).append(p)
     rates = [

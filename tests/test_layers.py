@@ -34,6 +34,8 @@ LAYERS = [
     ],
     ["record", "checkpoint", "loop"],
     ["metrics", "evaluate", "pairs", "baselines", "sample", "judge", "plan", "training"],
+    ["peft.base", "peft.lora", "peft.adalora", "peft.bottleneck", "peft.bitfit", "peft.prefix", "peft.prompt"],
+    ["peft.methods", "peft.adapters", "peft.files"],
     ["recorder", "pretrain", "finetune"],
     ["report", "cram", "doctor"],
     ["checks.grading", "checks.chNN"],

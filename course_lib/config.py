@@ -54,7 +54,7 @@ class Tuning:
     model: str = _option("", "a run or any folder with a pretrained model")
     method: str = _option(
         "",
-        "train added weights only: lora, adalora, adapter, prefix, prompt, bitfit, or lora:rank=4,targets=q_proj+v_proj",
+        "train added weights only: lora, adalora, adapter, prefix, prompt, bitfit; with settings: lora:rank=4,alpha=8",
     )
     scratch: bool = _option(False, "the same network with new weights, to see what pretraining was worth")
     encoding: str = _option("utf-8", "of your table")

@@ -1,7 +1,7 @@
-"""AdaLoRA: the update in the form of a singular value decomposition, whose least important values are pruned on the way.
+"""AdaLoRA: the update in the form of a singular value decomposition; its least important values are pruned on the way.
 
-Zhang et al. (2023), *AdaLoRA: adaptive budget allocation for parameter-efficient fine-tuning*: equation 3 (P Λ Q), 4 (the
-penalty that keeps P and Q orthogonal), 9–11 (importance) and 12 (budget), the last one over progress instead of steps.
+Zhang et al. (2023), *AdaLoRA: adaptive budget allocation for parameter-efficient fine-tuning*: equation 3 (P Λ Q), 4
+(the penalty that keeps P and Q orthogonal), 9–11 (importance), 12 (budget), the last over progress instead of steps.
 """
 
 from dataclasses import dataclass

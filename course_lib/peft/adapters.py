@@ -46,8 +46,8 @@ class Adapters(nn.ModuleDict):
 def apply(model: Any, method: base.Method, name: str = "default", classes: int = 0) -> Any:
     """Freeze the base, add the method's weights as adapter `name`, and switch it on. Returns the same model.
 
-    A classifier's output layer is new for every task: it is trained, too, as the adapter's own copy (with another number
-    of outputs if `classes` says so). Raises CourseError for targets, ranks or names that are impossible.
+    A classifier's output layer is new for every task: it is trained, too, as the adapter's own copy (with another
+    number of outputs if `classes` says so). Raises CourseError for targets, ranks or names that are impossible.
     """
     return put(model, build(model, method, classes), method, name)
 

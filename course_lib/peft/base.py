@@ -50,7 +50,7 @@ class Settings:
 
 
 class Part(nn.Module):
-    """What a method adds at one module of the base. `forward` is called after it and gives the output to use instead."""
+    """What a method adds at one module of the base. `forward` is called after it and gives the output to use."""
 
     def forward(self, module: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> torch.Tensor:
         """A forward hook: `args` and `kwargs` are the module's inputs, `output` its output, (…, out)."""

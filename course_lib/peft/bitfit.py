@@ -1,7 +1,7 @@
 """BitFit: only the biases learn. Ben Zaken et al. (2022), *BitFit: simple parameter-efficient fine-tuning*.
 
-The change of a bias is stored, not the bias, so that several adapters share one base. Modern blocks have no biases; there
-every linear layer gets one.
+The change of a bias is stored, not the bias, so that several adapters share one base. Modern blocks have no biases;
+there every linear layer gets one.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class BitFit(base.Settings):
     """No settings."""
 
     def build(self, model: nn.Module) -> base.Added:
-        """A vector for every bias inside the blocks, those of norms included, or for every linear layer if none has one."""
+        """A vector for every bias in the blocks, norms' too, or for every linear layer if none has one."""
         inside = ((n, m) for n, m in model.named_modules() if base.BLOCK.search(n) and not n.startswith(base.CONTAINER))
         found = {n: m for n, m in inside if getattr(m, "bias", None) is not None}
         return base.Added({name: Shift(module) for name, module in (found or base.inner(model)).items()})
@@ -39,7 +39,7 @@ class Shift(base.Part):
 
     @torch.no_grad()
     def merge(self, module: nn.Module, sign: int) -> None:
-        """b ± Δ. Raises CourseError where the stock architecture has no bias to put it into."""
+        """Add Δ to b or take it off. Raises CourseError where the stock architecture has no bias to put it into."""
         if getattr(module, "bias", None) is None:
             raise CourseError("This architecture has no biases to merge into; keep the adapter beside it.")
         module.bias.add_(self.delta.to(module.bias.dtype), alpha=sign)

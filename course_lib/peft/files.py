@@ -26,7 +26,7 @@ SAMPLE = 64  # values of every matrix that the fingerprint looks at
 
 @torch.no_grad()
 def fingerprint(model: Any) -> str:
-    """A hash of the base's blocks: some values of every weight, in float16, so that the stored precision is all the same.
+    """A hash of the base's blocks: some values of every weight, in float16, so that the precision is all the same.
 
     What a task adds (heads) does not count, nor does an adapter, unless it is merged.
     """
@@ -43,9 +43,7 @@ def save(model: Any, folder: Path, reference: str, name: str = "") -> None:
     """Write adapter `name` (the active one) into `folder`; `reference`: where the base is, a path or a hub's id."""
     on = adapters.of(model)
     if on.merged:
-        raise CourseError(
-            "The adapter is merged into the base. `unmerge` it before saving, or `finish` and save it all."
-        )
+        raise CourseError("The adapter is merged into the base. `unmerge` it first, or `finish` and save the model.")
     name = name or on.active
     added, method = on[name], on.methods[name].final()
     about = {
@@ -83,7 +81,7 @@ def load(model: Any, folder: Path, name: str = "default") -> Any:
 
 
 def restore(folder: Path, kind: Any) -> Any:
-    """The base that an adapter refers to, with the adapter on it. `kind`: AutoModelForSequenceClassification or the like.
+    """The base that an adapter refers to, with the adapter on it. `kind`: an auto class of `transformers`.
 
     A `config.json` beside the adapter counts before the base's own.
     """

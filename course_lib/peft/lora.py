@@ -1,7 +1,7 @@
 """LoRA: a weight moves by a product of two thin matrices.
 
-Hu et al. (2022), *LoRA: low-rank adaptation of large language models*, equation 3; rank-stabilised scaling: Kalajdzievski
-(2023), *A rank stabilization scaling factor for fine-tuning with LoRA*.
+Hu et al. (2022), *LoRA: low-rank adaptation of large language models*, equation 3; rank-stabilised scaling:
+Kalajdzievski (2023), *A rank stabilization scaling factor for fine-tuning with LoRA*.
 """
 
 import math

@@ -1,8 +1,8 @@
 """Prefix-tuning: every layer attends to a few more keys and values, which are learnt.
 
-Li and Liang (2021), *Prefix-tuning: optimizing continuous prompts for generation*; equation 3 is the reparameterisation by
-a small network, which is dropped after training. The prefix is put in where attention is computed, not into a cache, so
-encoders have it too, and it takes no positions from the text.
+Li and Liang (2021), *Prefix-tuning: optimizing continuous prompts for generation*; equation 3 is the reparameterisation
+by a small network, which is dropped after training. The prefix is put in where attention is computed, not into a cache,
+so encoders have it too, and it takes no positions from the text.
 """
 
 from dataclasses import dataclass, replace

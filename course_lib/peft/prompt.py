@@ -1,7 +1,7 @@
 """Prompt tuning: a few vectors before the text's embeddings are all that learns.
 
-Lester et al. (2021), *The power of scale for parameter-efficient prompt tuning*. The vectors enter with the embeddings and
-their hidden states are cut off again behind the last layer, so that heads and losses see the text alone.
+Lester et al. (2021), *The power of scale for parameter-efficient prompt tuning*. The vectors enter with the embeddings,
+and their hidden states are cut off again behind the last layer, so that heads and losses see the text alone.
 """
 
 import inspect

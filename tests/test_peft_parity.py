@@ -17,8 +17,8 @@ from course_lib.peft.prefix import Prefix
 SHAPE = models.Size(hidden=32, layers=2, heads=4, vocab=64, context=32)
 IDS = models.Tokens(64, bos=0, sep=1, pad=2)
 TARGETS = {
-    "qwen3": ("q_proj", "down_proj"), "modernbert": ("Wqkv", "attn.Wo"), "bert": ("query", "value"), "gpt2": ("c_attn",),
-    "nanochat": ("q_proj", "v_proj"), "llama": ("q_proj", "v_proj"),
+    "qwen3": ("q_proj", "down_proj"), "modernbert": ("Wqkv", "attn.Wo"), "bert": ("query", "value"),
+    "gpt2": ("c_attn",), "nanochat": ("q_proj", "v_proj"), "llama": ("q_proj", "v_proj"),
 }  # fmt: skip
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
@@ -105,7 +105,7 @@ def test_lora_outputs_gradients_and_merge(architecture, rslora, dtype):
 
 
 def adalora_pair(targets, total=40):
-    settings = dict(rank=24, target=8, alpha=6.0, warmup=5 / total, final_share=5 / total)
+    settings = {"rank": 24, "target": 8, "alpha": 6.0, "warmup": 5 / total, "final_share": 5 / total}
     ours = adapters.apply(network("qwen3"), AdaLoRA(targets=targets, **settings))
     config = peft.AdaLoraConfig(
         init_r=24, target_r=8, lora_alpha=6, tinit=5, tfinal=5, deltaT=1, total_step=total, target_modules=list(targets)

@@ -82,13 +82,9 @@ class Singular(base.Part):
         """Running mean of |w·∂L/∂w| (sensitivity) and of its deviation (uncertainty), equations 9 and 10."""
         for name, p in self.named_parameters():
             if p.grad is not None:
-                sensitivity, uncertainty = (
-                    self.get_buffer(f"sensitivity_{name}"),
-                    self.get_buffer(f"uncertainty_{name}"),
-                )
-                now = (p * p.grad).abs()
-                sensitivity.lerp_(now, 1 - beta1)
-                uncertainty.lerp_((now - sensitivity).abs(), 1 - beta2)
+                mean, now = self.get_buffer(f"sensitivity_{name}"), (p * p.grad).abs()
+                mean.lerp_(now, 1 - beta1)
+                self.get_buffer(f"uncertainty_{name}").lerp_((now - mean).abs(), 1 - beta2)
 
     def importance(self) -> torch.Tensor:
         """(rank,): a singular value's score plus the means of its two vectors', equation 11."""

@@ -74,10 +74,9 @@ class Head(Part):
 
     def __init__(self, module: nn.Module, classes: int = 0):
         super().__init__()
-        same = classes in (0, module.weight.size(0))
-        self.copy = (
-            copy.deepcopy(module) if same else nn.Linear(module.weight.size(1), classes, module.bias is not None)
-        )
+        outputs, inputs = module.weight.shape
+        new = classes not in (0, outputs)
+        self.copy = nn.Linear(inputs, classes, module.bias is not None) if new else copy.deepcopy(module)
 
     def forward(self, module: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> torch.Tensor:
         """The copy's output instead of the module's."""
@@ -179,9 +178,7 @@ def find(model: nn.Module, targets: tuple[str, ...]) -> dict[str, nn.Module]:
     every = linears(model)
     for target in targets:
         if not any(f".{n}".endswith(f".{target}") for n in every):
-            ends = {n.rsplit(".", parts)[-parts:][0] if parts == 1 else ".".join(n.split(".")[-parts:])
-                    for n in inner(model) for parts in (1, 2)}  # fmt: skip
-            raise unknown("linear layer", target, ends)
+            raise unknown("linear layer", target, {".".join(n.split(".")[-k:]) for n in inner(model) for k in (1, 2)})
     return {n: m for n, m in every.items() if any(f".{n}".endswith(f".{target}") for target in targets)}
 
 

@@ -28,7 +28,7 @@ from course_lib.peft.prefix import Prefix
 from course_lib.peft.prompt import Prompt
 from course_lib.precision import Precision
 from tests.conftest import ROOT
-from tests.test_finetune import folder, pretrained, quiet, table, tuning  # noqa: F401 (fixtures)
+from tests.test_finetune import pretrained, quiet, table, tuning  # noqa: F401 (table is a fixture)
 from tests.test_peft_parity import TARGETS, error, logits, network, randomize, tokens
 
 FLOAT32 = Precision("cpu", torch.float32)
@@ -57,7 +57,8 @@ def test_every_method_on_every_architecture(name, architecture, tmp_path):
         same = error(logits(model), bare)
     assert same > 0 if name in ALTERING else same < 1e-12
     trained = [n for n, p in model.named_parameters() if p.requires_grad]
-    assert trained and all(n.startswith("added.default.") for n in trained)
+    assert trained
+    assert all(n.startswith("added.default.") for n in trained)
     randomize(model)
     found = logits(model)
     assert found.shape == bare.shape

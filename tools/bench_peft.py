@@ -2,8 +2,8 @@
 
     python tools/bench_peft.py --out runs/bench-peft
 
-Seconds of a training step (forward, backward, AdamW) on the same base, targets, rank and batch. Each repeat measures ours
-and theirs in turn, so that a busy machine slows both alike; a ratio below 1 means that ours is faster.
+Seconds of a training step (forward, backward, AdamW) on the same base, targets, rank and batch. Each repeat measures
+ours and theirs in turn, so that a busy machine slows both alike; a ratio below 1 means that ours is faster.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     step = {f"{method}-{base}": compare(base, method) for base in TARGETS for method in ("lora", "adalora")}
+    about = provenance()
+    about["versions"]["peft"] = metadata.version("peft")
     settings = {"repeats": REPEATS, "steps": STEPS, "rows": ROWS, "length": LENGTH, "size": SIZE, "rank": 8}
     record = {
-        "id": options.out.name, "command": ["python", *sys.argv], "finished": now(), **provenance(),
+        "id": options.out.name, "command": ["python", *sys.argv], "finished": now(), **about,
         "settings": settings, "step": step, "files": sizes(),
     }  # fmt: skip
     options.out.mkdir(parents=True, exist_ok=True)
@@ -63,7 +66,7 @@ def ours(architecture: str, method: str) -> Any:
 
 
 def theirs(architecture: str, method: str) -> Any:
-    """peft's adapter on the same base; AdaLoRA at the same point of its schedule."""
+    """The package's adapter on the same base; AdaLoRA at the same point of its schedule."""
     import peft
 
     targets = {"target_modules": list(TARGETS[architecture]), "lora_alpha": 16}

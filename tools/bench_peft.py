@@ -29,8 +29,8 @@ from course_lib.peft.prefix import Prefix
 from course_lib.peft.prompt import Prompt
 from course_lib.record import now, provenance
 
-REPEATS, STEPS, ROWS, LENGTH = 7, 10, 8, 64
-SIZE, VOCAB = "micro", 8192
+REPEATS, STEPS, ROWS, LENGTH = 5, 5, 4, 64
+SIZE, VOCAB = "micro", 2048
 TARGETS = {"modernbert": ("Wqkv", "Wo", "Wi"), "qwen3": ("q_proj", "k_proj", "v_proj", "o_proj")}
 
 

@@ -6,6 +6,7 @@ import peft
 import pytest
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers.models.modernbert.modeling_modernbert import apply_rotary_pos_emb
 
 from course_lib import models
 from course_lib.peft import adapters, files
@@ -221,9 +222,9 @@ def test_prefix_works_on_an_encoder_where_peft_raises():
         found = logits(model)
         q, k, v = seen["qkv"].view(3, 11, 3, 4, 8).permute(2, 0, 3, 1, 4)
         cos, sin = model.model.rotary_emb(seen["qkv"], torch.arange(11)[None], "full_attention")
-        turn = lambda x: x * cos + torch.cat([-x[..., 4:], x[..., :4]], -1) * sin
+        q, k = apply_rotary_pos_emb(q, k, cos, sin)
         pk, pv = model.added["default"].layer(0)[:, None].expand(-1, 3, -1, -1, -1)
-        scores = turn(q) @ torch.cat([pk, turn(k)], 2).mT / 8**0.5
+        scores = q @ torch.cat([pk, k], 2).mT / 8**0.5
         expected = (scores.softmax(-1) @ torch.cat([pv, v], 2)).transpose(1, 2).reshape(3, 11, 32)
         assert error(seen["mixed"], expected) <= 1e-10
         with adapters.bare(model):

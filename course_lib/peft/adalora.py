@@ -16,7 +16,7 @@ from course_lib.peft import base
 
 
 @dataclass(frozen=True)
-class AdaLoRA(base.Settings):
+class AdaLoRA(base.Method):
     """`rank` singular values a matrix at first, `target` on average at the end.
 
     All are kept over the first share `warmup` of the budget; over the last share `final` the choice stays as it is.
@@ -45,6 +45,8 @@ class AdaLoRA(base.Settings):
 
 class Singular(base.Part):
     """h = Wx + s·P Λ Q x: P (out, rank), Λ (rank, 1), Q (rank, in). Λ is zero, so nothing changes at the start."""
+
+    kept: torch.Tensor  # (rank,), which singular values are not pruned
 
     def __init__(self, module: nn.Module, method: AdaLoRA):
         super().__init__()
@@ -106,6 +108,8 @@ class Singular(base.Part):
 
 class Allocated(base.Added):
     """The triples of all matrices, which compete for one budget."""
+
+    frozen: torch.Tensor  # whether the choice is final
 
     def __init__(self, parts: dict[str, Singular], method: AdaLoRA):
         super().__init__(parts)

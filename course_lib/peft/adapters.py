@@ -10,7 +10,7 @@ Everything else (the loop, checkpoints, `generate`) sees a model like any other.
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -39,7 +39,7 @@ class Adapters(nn.ModuleDict):
         for name, added in self.items():
             added.requires_grad_(name == self.active)
         if self.active:
-            added = self[self.active]
+            added = cast(base.Added, self[self.active])
             self.handles = (added.attach(model) if parts else []) + base.hook(model, added.heads)
 
 
@@ -91,7 +91,7 @@ def active(model: Any) -> base.Added:
     adapters = of(model)
     if not adapters.active:
         raise CourseError(f"No adapter is switched on. `use` one of: {', '.join(adapters)}.")
-    return adapters[adapters.active]
+    return cast(base.Added, adapters[adapters.active])
 
 
 def use(model: Any, name: str) -> None:

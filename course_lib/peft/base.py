@@ -29,22 +29,14 @@ class Handle(Protocol):
         """Take the hook away."""
 
 
-class Method(Protocol):
-    """Settings of a method."""
+class Method:
+    """Settings of a method; its subclasses are frozen dataclasses."""
 
-    def build(self, model: nn.Module) -> "Added":
-        """New added weights for `model`, which is not changed; at the start they must not change its output."""
-        ...
+    def build(self, model: Any) -> "Added":
+        """New added weights for `model`, which is not changed."""
+        raise NotImplementedError
 
     def final(self) -> "Method":
-        """The settings to store beside finished weights."""
-        ...
-
-
-class Settings:
-    """What methods have in common."""
-
-    def final(self) -> "Settings":
         """The settings to store beside finished weights."""
         return self
 
@@ -72,7 +64,7 @@ class Part(nn.Module):
 class Head(Part):
     """The task's output layer: a trainable copy that answers in place of the base's own."""
 
-    def __init__(self, module: nn.Module, classes: int = 0):
+    def __init__(self, module: Any, classes: int = 0):
         super().__init__()
         outputs, inputs = module.weight.shape
         new = classes not in (0, outputs)
@@ -91,12 +83,14 @@ class Added(nn.Module):
     """All weights that one method adds to one model. `parts` and `heads`: {path of a module in the base: part}."""
 
     penalty_weight = 0.0
+    parts: Any  # ModuleDicts of Part
+    heads: Any
 
-    def __init__(self, parts: Mapping[str, Part] = {}):
+    def __init__(self, parts: Mapping[str, Part] | None = None):
         super().__init__()
         self.parts, self.heads = nn.ModuleDict(), nn.ModuleDict()
-        for path, part in parts.items():
-            self.parts[key(path)] = part
+        for name, part in (parts or {}).items():
+            self.parts[key(name)] = part
 
     def attach(self, model: nn.Module) -> list[Handle]:
         """Let the parts act on `model` until the handles are removed."""
@@ -138,7 +132,7 @@ def path(key: str) -> str:
     return key.replace("/", ".")
 
 
-def hook(model: nn.Module, parts: nn.ModuleDict) -> list[Handle]:
+def hook(model: nn.Module, parts: Any) -> list[Handle]:
     """Call every part after its module."""
     return [
         model.get_submodule(path(name)).register_forward_hook(part.forward, with_kwargs=True)
@@ -182,7 +176,7 @@ def find(model: nn.Module, targets: tuple[str, ...]) -> dict[str, nn.Module]:
     return {n: m for n, m in every.items() if any(f".{n}".endswith(f".{target}") for target in targets)}
 
 
-def shape(module: nn.Module) -> tuple[int, int]:
+def shape(module: Any) -> tuple[int, int]:
     """(outputs, inputs) of a linear layer; GPT-2's `Conv1D` stores its matrix transposed."""
     rows, columns = module.weight.shape
     return (columns, rows) if isinstance(module, Conv1D) else (rows, columns)
@@ -198,6 +192,6 @@ def check_rank(name: str, module: nn.Module, rank: int) -> None:
 
 
 @torch.no_grad()
-def add_to_weight(module: nn.Module, delta: torch.Tensor, sign: int) -> None:
+def add_to_weight(module: Any, delta: torch.Tensor, sign: int) -> None:
     """W ← W ± Δ for Δ (out, in)."""
     module.weight.add_((delta.T if isinstance(module, Conv1D) else delta).to(module.weight.dtype), alpha=sign)

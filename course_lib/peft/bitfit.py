@@ -15,7 +15,7 @@ from course_lib.peft import base
 
 
 @dataclass(frozen=True)
-class BitFit(base.Settings):
+class BitFit(base.Method):
     """No settings."""
 
     def build(self, model: nn.Module) -> base.Added:
@@ -28,7 +28,7 @@ class BitFit(base.Settings):
 class Shift(base.Part):
     """h = Wx + b + Δ, Δ zero at the start."""
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: Any):
         super().__init__()
         size = len(module.bias) if getattr(module, "bias", None) is not None else base.shape(module)[0]
         self.delta = nn.Parameter(torch.zeros(size))
@@ -38,7 +38,7 @@ class Shift(base.Part):
         return output + self.delta.to(output.dtype)
 
     @torch.no_grad()
-    def merge(self, module: nn.Module, sign: int) -> None:
+    def merge(self, module: Any, sign: int) -> None:
         """Add Δ to b or take it off. Raises CourseError where the stock architecture has no bias to put it into."""
         if getattr(module, "bias", None) is None:
             raise CourseError("This architecture has no biases to merge into; keep the adapter beside it.")

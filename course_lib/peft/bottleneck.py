@@ -18,7 +18,7 @@ PLACEMENTS = ("houlsby", "pfeiffer")
 
 
 @dataclass(frozen=True)
-class Adapter(base.Settings):
+class Adapter(base.Method):
     """`width` of the bottleneck; `placement`: houlsby or pfeiffer."""
 
     width: int = 16

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 
@@ -45,10 +44,11 @@ def save(model: Any, folder: Path, reference: str, name: str = "") -> None:
     if on.merged:
         raise CourseError("The adapter is merged into the base. `unmerge` it first, or `finish` and save the model.")
     name = name or on.active
-    added, method = on[name], on.methods[name].final()
+    added: Any = on[name]
+    method: Any = on.methods[name].final()
     about = {
         "method": methods.name_of(method),
-        "settings": asdict(method),  # type: ignore[call-overload]
+        "settings": asdict(method),
         "base": reference,
         "fingerprint": fingerprint(model),
     }
@@ -117,6 +117,6 @@ def _for_peft(model: Any, method: LoRA, added: base.Added, reference: str) -> di
     }  # fmt: skip
 
 
-def size(module: nn.Module) -> int:
+def size(added: base.Added) -> int:
     """Bytes of the weights that `save` writes, without the few hundred of names before them."""
-    return sum(t.numel() * t.element_size() for t in module.tensors().values())
+    return sum(t.numel() * t.element_size() for t in added.tensors().values())

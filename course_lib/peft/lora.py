@@ -16,7 +16,7 @@ from course_lib.peft import base
 
 
 @dataclass(frozen=True)
-class LoRA(base.Settings):
+class LoRA(base.Method):
     """`targets`: ends of linear layers' paths; empty: all of attention; `("all",)`: all in the blocks."""
 
     rank: int = 8

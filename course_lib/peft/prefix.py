@@ -21,7 +21,7 @@ IMPLEMENTATION = "prefix_sdpa"  # the name of our attention function in transfor
 
 
 @dataclass(frozen=True)
-class Prefix(base.Settings):
+class Prefix(base.Method):
     """`length` more keys and values a layer; `width` of the network that makes them in training, 0: none."""
 
     length: int = 16
@@ -71,6 +71,8 @@ def attend(
 
 class Prefixes(base.Added):
     """The keys and values of all layers, given as they are or by a network: tanh(E W) Vₗ."""
+
+    layers: Any  # of every layer: its keys and values, or the last map of the network
 
     def __init__(self, paths: list[str], config: Any, method: Prefix):
         super().__init__()

@@ -16,7 +16,7 @@ from course_lib.peft import base
 
 
 @dataclass(frozen=True)
-class Prompt(base.Settings):
+class Prompt(base.Method):
     """`length`: how many vectors; they take as many positions of the model's context."""
 
     length: int = 16

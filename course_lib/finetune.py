@@ -45,6 +45,8 @@ def finetune(
     started = time.monotonic() if started is None else started
     progress.hush_transformers()
     folder = model_folder(Path(tuning.model))
+    if tuning.method:
+        methods.parse(tuning.method)  # an error before anything is made
     task = labelled.load(tuning.task, tuning.encoding).with_labels(tuning.labels)
     where = device.pick(tuning.device)
     run = Run.begin(asdict(tuning), runs, _name(tuning, folder), run_id, fresh)

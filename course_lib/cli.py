@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(metavar="COMMAND", required=True)
 
     def command(name: str, run: Callable[..., int | None], about: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=about, description=about)
+        sub = commands.add_parser(name, help=about.replace("%", "%%"), description=about)
         sub.set_defaults(run=run)
         sub.add_argument("--json", action="store_true", help="print the result as JSON on stdout, messages on stderr")
         return sub

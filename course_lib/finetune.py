@@ -117,6 +117,9 @@ def correct(run: Run) -> np.ndarray:
 
 def compare(a: Run, b: Run | None) -> metrics.Difference:
     """Whether run a is better than run b, or than TF-IDF and logistic regression, on the same test texts."""
+    for run in (a, b):
+        if run is not None and "task" not in run.info:
+            raise CourseError(f"{run.folder} is no fine-tuning run; make one with `finetune --model {run.folder}`.")
     if b is None:
         tuning = Tuning(**a.info["config"])
         task = labelled.load(tuning.task, tuning.encoding).with_labels(tuning.labels)

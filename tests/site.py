@@ -29,7 +29,7 @@ def pages() -> list[str]:
 def build(folder: Path) -> Path:
     """Build the book with every warning an error, as `make book` does; returns the folder of its pages."""
     source = folder / "source"
-    for name in ("book", "notebooks"):
+    for name in ("book", "notebooks", "tools"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
     for record in ROOT.glob("runs/*/run.json"):
         (source / "runs" / record.parent.name).mkdir(parents=True)

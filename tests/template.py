@@ -57,6 +57,8 @@ def closing(prose: str, titles: list[str]) -> list[str]:
         section = re.search(rf"^## {title}$(.*?)(?=^## |\Z)", prose, re.S | re.M)
         item = r"^:::\{exercise\}" if title == "Exercises" else r"^- "
         items = len(re.findall(item, section[1], re.M)) if section else 0
+        if title == "Summary" and section and len(re.findall(r"^- .*\]\(#[\w-]+\)\)?\.$", section[1], re.M)) != items:
+            wrong.append("Summary: each statement ends with a link to its section")
         if not least <= items <= most:
             wrong.append(f"{title}: {items} items, not {least}–{most}")
     return wrong

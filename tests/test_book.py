@@ -7,6 +7,7 @@ import re
 import pytest
 import yaml
 
+from course_lib.data import library
 from tests import site
 
 PAGES = site.pages()
@@ -17,14 +18,27 @@ RAW_TEX = r"""
   const found = [];
   for (let node = walker.nextNode(); node; node = walker.nextNode()) {
     if (node.parentElement.closest("pre, code, script, style, mjx-container")) continue;
-    if (/\\\(|\\\[|\$\$|\\(frac|text|math\w+|sum|operatorname|boldsymbol)\b/.test(node.data)) found.push(node.data);
+    if (/\\\(|\\\[|\$\$|\$[^\s$][^$]*\$|\\[a-z]{2,}\b/.test(node.data)) found.push(node.data);
   }
   return found;
 }
 """
-EMPTY = "() => [...document.querySelectorAll('main img')].filter(i => !i.naturalWidth || !i.alt).map(i => i.src)"
+# Not loaded, without alternative text, or of one colour all over.
+EMPTY = """
+() => [...document.querySelectorAll("main img")].filter(i => !i.naturalWidth || !i.alt || blank(i)).map(i => i.src);
+function blank(image) {
+  const canvas = Object.assign(document.createElement("canvas"), {width: 64, height: 64}).getContext("2d");
+  canvas.drawImage(image, 0, 0, 64, 64);
+  return new Set(new Uint32Array(canvas.getImageData(0, 0, 64, 64).data.buffer)).size === 1;
+}
+"""
 # Third-party markup that we cannot mend: the handle of a saved slider has no name of its own.
 KNOWN = {("aria-input-field-name", ".noUi-handle")}
+# For each outermost widget, whether it shows any text.
+WIDGETS_SAY = """
+() => [...document.querySelectorAll(".cell_output .jupyter-widgets")]
+  .filter(e => !e.parentElement.closest(".jupyter-widgets")).map(e => e.innerText.trim() !== "")
+"""
 TOO_WIDE = """
 () => [...document.querySelectorAll("article *")].filter(e => e.getBoundingClientRect().right > innerWidth + 1
   && ![...ancestors(e)].some(a => getComputedStyle(a).overflowX !== "visible")).map(e => e.outerHTML.slice(0, 120));
@@ -94,6 +108,7 @@ def test_nothing_is_loaded_from_elsewhere(html):
         loaded = re.findall(r"<(?:script|img|iframe|source)\b[^>]*?\bsrc=\"(.*?)\"", text)
         loaded += re.findall(r"<link\b(?![^>]*rel=\"(?:search|canonical)\")[^>]*?\bhref=\"(.*?)\"", text)
         assert [url for url in loaded if re.match(r"(https?:)?//", url)] == [], path.name
+        assert re.findall(r"cdn\.jsdelivr|cdnjs|unpkg|googleapis", text) == [], path.name
 
 
 def test_notebooks_and_nothing_else_open_on_colab(html):
@@ -115,19 +130,80 @@ def test_widgets_come_with_their_state(html):
         assert views <= set(widgets.get("application/vnd.jupyter.widget-state+json", {}).get("state", {})), path.name
 
 
+def test_tables_list_every_record_dataset_and_notebook(html):
+    def rows(name):
+        page = (html / f"book/{name}.html").read_text(encoding="utf-8")
+        return re.findall(r"<tr.*?</tr>", page.replace("<wbr>", ""), re.S)
+
+    for folder, name in (("runs/*/run.json", "runs"), ("notebooks/*.ipynb", "status")):
+        for path in site.ROOT.glob(folder):
+            stem = path.parent.name if name == "runs" else path.stem
+            assert any(f">{stem}<" in row or f">{stem}/" in row for row in rows(name)), stem
+    assert not any(">–<" in row and "lab-" not in row for row in rows("runs")), "a record says neither what nor how"
+    cards = (html / "book/data_cards.html").read_text(encoding="utf-8")
+    assert [name for name in library.DATASETS if f">{name}<" not in cards] == []
+
+
+def flaws(page):
+    """What a reader would see or miss on a page, and what its console says."""
+    return [
+        *page.troubles,
+        *page.evaluate(RAW_TEX),
+        *["a formula that MathJax could not read"] * page.locator("mjx-merror").count(),
+        *["a formula that was not set"] * page.locator(".math:not(:has(mjx-container))").count(),
+        *[f"an empty figure: {source[:80]}" for source in page.evaluate(EMPTY)],
+    ]
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_shows_all_it_has(visit, name, scheme):
     page = visit(name, scheme)
     assert page.evaluate("document.documentElement.dataset.theme") == scheme
-    assert page.troubles == []
-    assert page.evaluate(RAW_TEX) == []
-    assert page.locator("mjx-merror").count() == 0
-    assert page.locator(".math:not(:has(mjx-container))").count() == 0
-    assert page.evaluate(EMPTY) == []
+    assert flaws(page) == []
     open_all(page)
     assert grave_findings(page) == []
+
+
+PUT = "document.querySelector('article').insertAdjacentHTML('beforeend', String.raw`{}`)"
+DOT = "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>"
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "console.error('broken')",
+        "setTimeout(() => { throw new Error('broken') })",
+        "fetch('/missing.js')",
+        "fetch('https://example.org/script.js').catch(() => 0)",
+        PUT.format(r"<p>\(x^2\)</p>"),
+        PUT.format(r"<p>as $x_1$ shows</p>"),
+        PUT.format(r"<p>\frac 1 2</p>"),
+        PUT.format("<mjx-merror>x</mjx-merror>"),
+        PUT.format('<span class="math">x</span>'),
+        PUT.format('<img alt="lost" src="data:image/png;base64,xx">'),
+        PUT.format(f'<img alt="blank" src="{DOT}">'),
+        "document.querySelector('main img').alt = ''",
+    ],
+)
+def test_a_damaged_page_is_noticed(visit, damage):
+    page = visit(EVERYTHING)
+    assert flaws(page) == []
+    page.evaluate(damage)
+    page.wait_for_timeout(200)
+    assert flaws(page) != []
+
+
+@pytest.mark.browser
+def test_barriers_and_dead_folds_are_noticed(visit):
+    page = visit(EVERYTHING)
+    page.evaluate(PUT.format('<p style="color: #ccc; background: #fff">too faint to read</p>'))
+    assert {rule for rule, *_ in grave_findings(page)} == {"color-contrast"}
+    page.evaluate(PUT.format("<details><summary>nothing inside</summary></details>"))
+    with pytest.raises(AssertionError):
+        open_all(page)
 
 
 def open_all(page):
@@ -160,8 +236,20 @@ def grave_findings(page):
 def test_a_page_fits_a_phone(visit, name):
     page = visit(name, width=390)
     assert page.troubles == []
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    assert page.evaluate(TOO_WIDE) == []
+    assert too_wide(page) == []
+
+
+def too_wide(page):
+    """Elements that a phone would have to be scrolled sideways for."""
+    whole = page.evaluate("document.documentElement.scrollWidth") > page.viewport_size["width"]
+    return ["the page"] * whole + page.evaluate(TOO_WIDE)
+
+
+@pytest.mark.browser
+def test_what_does_not_fit_a_phone_is_noticed(visit):
+    page = visit(EVERYTHING, width=390)
+    page.evaluate(PUT.format('<div style="width: 600px">wide</div>'))
+    assert too_wide(page) != []
 
 
 @pytest.mark.browser
@@ -176,6 +264,52 @@ def test_the_page_with_everything(visit):
     code = page.locator(".cell_output .highlight-python")
     assert "def parse_duration" in code.inner_text()
     assert code.locator(".k").count() > 3, "show() is highlighted"
+    assert page.locator("main details").count() == 1
+    assert page.locator("main .admonition.dropdown").count() == 1
+    entry = page.locator("main a[href*='bibliography.html#']").first.get_attribute("href")
+    page.goto(page.url.rsplit("/", 1)[0] + "/" + entry)
+    assert "Attention is all you need" in page.locator(f"[id='{entry.partition('#')[2]}']").inner_text()
+
+
+@pytest.mark.browser
+def test_a_button_copies_the_code(visit):
+    page = visit(EVERYTHING)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    cells = page.locator(".cell_input pre").all()
+    assert page.locator(".cell_input button.copybtn").count() == len(cells) > 3
+    cells[1].hover()
+    page.locator(".cell_input button.copybtn").nth(1).click()
+    assert page.evaluate("navigator.clipboard.readText()").strip() == cells[1].inner_text().strip()
+
+
+def chapters():
+    """(page, notebook) of the table of contents."""
+    paths = [site.ROOT / f"{name}.ipynb" for name in PAGES[:-1]]
+    return [
+        pytest.param(f"notebooks/{p.stem}", json.loads(p.read_text("utf-8")), id=p.stem) for p in paths if p.exists()
+    ]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("name", "notebook"), chapters())
+def test_every_exercise_has_a_folded_solution_and_every_widget_its_state(visit, name, notebook):
+    page = visit(name)
+    questions = sum("".join(cell["source"]).startswith("# BEGIN QUESTION") for cell in notebook["cells"])
+    folded = page.locator("summary:has-text('Show a solution')").count()
+    assert folded + page.locator(".admonition.solution.dropdown").count() == questions > 0
+    outputs = [out.get("data", {}) for cell in notebook["cells"] for out in cell.get("outputs", [])]
+    widgets = sum("application/vnd.jupyter.widget-view+json" in data for data in outputs)
+    assert page.evaluate(WIDGETS_SAY) == [True] * widgets
+
+
+@pytest.mark.browser
+def test_the_slider_of_number_formats_works_without_a_kernel(visit):
+    page = visit("notebooks/04_mixed_precision")
+    box = page.locator(".cell_output .jupyter-widgets.widget-vbox").first
+    assert "1001100110" in box.inner_text()  # 0.1 in float16
+    box.locator(".noUi-handle").press("ArrowRight")
+    assert box.locator(".widget-readout").inner_text() == "1"
+    assert "1001100110" not in box.inner_text()
 
 
 @pytest.mark.browser

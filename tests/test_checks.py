@@ -27,8 +27,9 @@ def test_there_are_graders_and_each_has_its_answers():
 
 @pytest.mark.parametrize("name", GRADERS)
 def test_the_stub_is_rejected_with_a_plain_word(name):
-    with pytest.raises(UnsolvedError, match="returns nothing yet"):
-        getattr(checks, name)(lambda *arguments, **options: ...)
+    for nothing in (None, ...):
+        with pytest.raises(UnsolvedError, match="returns nothing yet"):
+            getattr(checks, name)(lambda *arguments, returned=nothing, **options: returned)
 
 
 @pytest.mark.parametrize("name", GRADERS)

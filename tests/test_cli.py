@@ -1,10 +1,12 @@
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 
 from course_lib import cli
+from tests.conftest import ROOT
 
 
 def run(*arguments):
@@ -41,6 +43,7 @@ def run(*arguments):
         (["sample", "--run", "runs/none"], "error: There is no model in runs/none."),
         (["data", "show", "imdb"], "error: There is no dataset called 'imdb'."),
         (["data", "fetch"], "error: Which dataset?"),
+        (["compare", f"{ROOT}/runs/cram-5m-seed0", "tfidf"], f"error: {ROOT}/runs/cram-5m-seed0 is no fine-tuning run"),
     ],
 )
 def test_errors_are_one_line_on_stderr_and_exit_1(arguments, message, capsys, monkeypatch, tmp_path):
@@ -59,7 +62,18 @@ def test_wrong_usage_exits_2(arguments):
     assert error.value.code == 2
 
 
-@pytest.mark.parametrize("command", ["cram", "pretrain", "sample", "data", "doctor"])
+COMMANDS = ["cram", "pretrain", "finetune", "compare", "evaluate", "sample", "data", "doctor"]
+
+
+def test_help_lists_every_command(capsys):
+    with pytest.raises(SystemExit) as error:
+        cli.main(["--help"])
+    assert error.value.code == 0
+    listed = re.findall(r"^    (\w+) ", capsys.readouterr().out, re.M)
+    assert sorted(listed) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as error:
         cli.main([command, "--help"])

@@ -42,6 +42,7 @@ def test_the_student_edition_has_the_stub_the_check_and_no_solution(edition):
         assert secret in original
         assert secret not in text
     assert "otter." not in text
+    assert "QUESTION" not in text
     code = ["".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
     assert "checks.ex00_1(bits_per_byte)" in code
     stub = next(source for source in code if source.startswith("def bits_per_byte"))

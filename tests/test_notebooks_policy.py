@@ -89,11 +89,11 @@ Section 3.1.
 =====
 ## Summary
 
-- a
-- b
-- c
-- d
-- e
+- a ([why](#why)).
+- b ([why](#why)).
+- c ([why](#why)).
+- d ([why](#why)).
+- e ([why](#why)).
 =====
 ## Exercises
 =====
@@ -127,7 +127,8 @@ def chapter(text, more=0):
         ("## Why?", "## Because", "asks nothing"),
         ("## Why?", "# Why?", "more than one heading"),
         ("## Summary", "## In short?", "the last sections"),
-        ("\n- e", "", "Summary: 4 items"),
+        ("\n- e ([why](#why)).", "", "Summary: 4 items"),
+        ("- e ([why](#why)).", "- e.", "ends with a link"),
         (":::{exercise} 3.4", "", "Exercises: 3 items"),
         ("## Exercises", "## Exercises\n\nFive.", "alone in its cell"),
         ("\n- z", "", "Further reading: 2 items"),

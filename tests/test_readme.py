@@ -38,6 +38,10 @@ def test_the_race_is_won_by_what_is_claimed():
     assert score["ours", 100.0]["most"] <= best
     assert score["ours", 300.0]["mean"] <= 0.9 * best
     assert all(row["seeds"] >= 3 for row in rows)
+    masked = json.loads((ROOT / "runs" / "race-mlm-120s" / "run.json").read_text(encoding="utf-8"))["summary"]
+    (ours, bert) = (next(row for row in masked if row["name"] == name) for name in ("ours-mlm", "bert-trainer"))
+    assert ours["most"] < bert["least"]
+    assert ours["budget"] == bert["budget"]
 
 
 def test_the_default_reaches_its_target_on_three_seeds():

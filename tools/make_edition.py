@@ -60,11 +60,17 @@ def calls(notebook: dict[str, Any]) -> dict[str, str]:
 
 
 def without_otter(notebook: dict[str, Any], tests: dict[str, str]) -> dict[str, Any]:
-    """Put each exercise's own check where otter put its call: a learner needs course_lib, and nothing else."""
+    """Put each exercise's own check where otter put its call: a learner needs course_lib, and nothing else.
+
+    Otter also marks what is graded by hand with comments, for an export that we do not use.
+    """
     for cell in notebook["cells"]:
+        source = re.sub(r"<!-- (?:BEGIN|END) QUESTION -->\s*", "", "".join(cell["source"]))
+        cell["source"] = source.splitlines(keepends=True)
         found = re.fullmatch(r'grader\.check\("(\w+)"\)', "".join(cell["source"]))
         if found:
             cell["source"] = tests[found[1]].splitlines(keepends=True)
+    notebook["cells"] = [cell for cell in notebook["cells"] if cell["source"]]
     return notebook
 
 

@@ -63,14 +63,12 @@ def main() -> None:
         race.record["profile"] = step_profile.parts(prepare.Prepared.open(race.data), NANO)
     race.write()
     for group, title in ((CAUSAL, "bits per byte"), (MASKED, "masked loss")):
-        print(f"\n{title:<16}{'seconds':>8}{'mean':>9}{'least':>9}{'most':>9}{'tokens/s':>10}")
-        for row in race.record["summary"]:
-            if row["name"] in group:
-                print(
-                    "{name:<16}{budget:>8.0f}{mean:>9.3f}{least:>9.3f}{most:>9.3f}{tokens_per_second:>10,}".format(
-                        **row
-                    )
-                )
+        rows = [row for row in race.record["summary"] if row["name"] in group]
+        if rows:
+            print(f"\n{title:<16}{'seconds':>8}{'mean':>9}{'least':>9}{'most':>9}{'tokens/s':>10}")
+        for row in rows:
+            scores = "{mean:>9.3f}{least:>9.3f}{most:>9.3f}".format(**row)
+            print(f"{row['name']:<16}{row['budget']:>8.0f}{scores}{row['tokens_per_second']:>10,}")
 
 
 class Race(Trials):

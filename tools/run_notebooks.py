@@ -18,6 +18,8 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+# Without timestamps, and without the places where the kernel happened to flush what was printed.
+SETTINGS = {"timeout": 600, "kernel_name": "python3", "record_timing": False, "coalesce_streams": True}
 WIDGETS = "application/vnd.jupyter.widget-state+json"
 IGNORED = "nbval-ignore-output"
 
@@ -44,7 +46,7 @@ def run(path: Path, refresh: bool) -> tuple[float, int, int]:
     notebook = nbformat.read(path, 4)
     started = time.monotonic()
     resources = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False, resources=resources).execute()
+    NotebookClient(notebook, resources=resources, **SETTINGS).execute()
     seconds = time.monotonic() - started
     for old, new in zip(before.cells, notebook.cells, strict=True):
         if IGNORED in new.metadata.get("tags", []) and old.get("outputs") and not refresh:

@@ -100,7 +100,7 @@ def difference(run: Run, other: Run | None) -> dict[str, Any]:
 def law(runs: list[dict[str, Any]], resamples: int = 500) -> dict[str, Any]:
     """E, A, α of the better size at each budget, with 95 % intervals by resampling the seeds, and a day's bits.
 
-    A day is far outside of what was measured: the interval is the fit's, and says nothing of whether the law holds there.
+    A day is far outside of what was measured: the interval is the fit's, and says nothing of whether the law holds.
     """
     by_budget: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for run in runs:

@@ -52,7 +52,7 @@ def _part(event: Any) -> str:
     if any(name.startswith(BACKWARD) for name in names):
         return "backward"
     muon = [name.removeprefix(OPTIMIZER).split(".")[0] for name in names if name.startswith(OPTIMIZER)]
-    return muon[0] if muon else "forward and the rest"
+    return muon[0] if muon else "forward"
 
 
 def _operator(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The book's own Sphinx parts: equation numbers by chapter, exercise titles, and nothing loaded from elsewhere."""
+"""The book's own Sphinx parts: numbers of equations, titles of exercises and folds, nothing loaded from elsewhere."""
 
 import re
 from typing import Any
@@ -46,6 +46,23 @@ def number_equations(app: Sphinx, document: nodes.document) -> None:
         equations[node["label"]] = (app.env.docname, node["number"])
 
 
+def name_what_is_folded(app: Sphinx, document: nodes.document) -> None:
+    """A fold says what is inside: an exercise's solution, or the code of a figure."""
+    for node in document.findall(nodes.container):
+        if node.get("hide_mode"):
+            kind = "a solution" if "# BEGIN SOLUTION" in node.astext() else "the code"
+            node["prompt_show"], node["prompt_hide"] = f"Show {kind}", f"Hide {kind}"
+
+
+def break_names(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Let names of 28 characters or more break behind a dot, a slash or an underscore rather than inside a word."""
+    context["body"] = re.sub(
+        r'(?<=<span class="pre">)[^<]{28,}(?=</span>)',
+        lambda found: re.sub(r"([./_=])(?=\w)", r"\1<wbr>", found[0]),
+        context.get("body", ""),
+    )
+
+
 def drop_thebe(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     """Jupyter Book loads sphinx-thebe on every page even when it is off, from a CDN and with a script error."""
     context["script_files"] = [
@@ -69,6 +86,8 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("exercise", Exercise, override=True)
     app.add_post_transform(ExerciseTitles)
     app.connect("doctree-read", number_equations)
+    app.connect("doctree-read", name_what_is_folded)
     app.connect("html-page-context", drop_thebe, priority=900)
+    app.connect("html-page-context", break_names)
     app.connect("html-page-context", plain_bibliography)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,6 +1,8 @@
 """Tables made from what is stored: `{run-table}` from runs/*/run.json, `{notebook-table}` from the notebooks."""
 
+import ast
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from sphinx.util.docutils import SphinxDirective
 
 Record = dict[str, Any]
 NOTHING = "–"
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 class RunTable(SphinxDirective):
@@ -26,8 +29,8 @@ class RunTable(SphinxDirective):
             self.env.note_dependency(str(path))
         records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
         if "others" in self.options:
-            return [table(OTHER_COLUMNS, [record for record in records if not is_training(record)])]
-        return [table(TRAINING_COLUMNS, [record for record in records if is_training(record)])]
+            return [table(OTHER_COLUMNS, [record for record in records if not trainings(record)])]
+        return [table(TRAINING_COLUMNS, [part for record in records for part in trainings(record)])]
 
 
 class NotebookTable(SphinxDirective):
@@ -42,9 +45,14 @@ class NotebookTable(SphinxDirective):
         return [table(NOTEBOOK_COLUMNS, rows)]
 
 
-def is_training(record: Record) -> bool:
-    """A run of the training loop: it has settings and a result."""
-    return "settings" in record and "result" in record
+def trainings(record: Record) -> list[Record]:
+    """The runs of the training loop in a record: itself, or the models that one command trained."""
+    if "settings" in record and "result" in record:
+        return [record]
+    parts = {
+        name: part for name, part in record.items() if isinstance(part, dict) and {"settings", "result"} <= set(part)
+    }
+    return [{**record, **part, "id": f"{record['id']}/{name}"} for name, part in parts.items()]
 
 
 def score(record: Record) -> str:
@@ -81,24 +89,15 @@ def command(record: Record) -> str:
 
 
 def about(record: Record) -> str:
-    """What a measurement is: its own words, else the parts that it measured."""
-    words = record.get("about") or ", ".join(
-        key.replace("_", " ") for key, value in record.items() if is_measured(key, value)
-    )
-    first = words.split(". ")[0].rstrip(".")
-    return first or NOTHING
+    """What a measurement is: its own words, else the first line of the tool that made it."""
+    script = re.search(r"tools/\w+\.py", command(record))
+    words = record.get("about") or (documentation(ROOT / script[0]) if script else "")
+    return re.split(r"\.(?:\s|$)", words)[0].replace("`", "") or NOTHING
 
 
-def is_measured(key: str, value: Any) -> bool:
-    """Whether a record's entry is a result and not provenance."""
-    return isinstance(value, dict | list) and key not in (
-        "versions",
-        "commands",
-        "command",
-        "device",
-        "config",
-        "settings",
-    )
+def documentation(script: Path) -> str:
+    """A script's docstring, or nothing where the script is no longer there."""
+    return ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or "" if script.exists() else ""
 
 
 def day(record: Record) -> str:
@@ -126,7 +125,7 @@ def notebook_row(path: Path) -> Record:
         "compared": str(len(code) - ignored),
         "seconds": f"{seconds[0]:.0f}" if seconds else NOTHING,
         "settings": ", ".join(stable["seconds"]) or NOTHING,
-        "passed": stable["passed"],
+        "passed": stable["passed"].replace("-", "\u2011"),
     }
 
 

@@ -99,6 +99,7 @@ def ex02_4(grouped: Callable[[Tensor, Tensor, Tensor], Tensor], holds: Propertie
 def ex02_5(reach: Callable[[int, int], int], holds: Properties) -> None:
     """How many positions, itself included, influence an output through layers that each see a window."""
     with holds("one layer reaches as far as its window"):
+        written(reach(1, 4))
         equal([reach(1, window) for window in (1, 4, 128)], [1, 4, 128])
     with holds("a window of one position never reaches another, however deep"):
         equal([reach(layers, 1) for layers in (1, 3, 24)], [1, 1, 1])

@@ -54,8 +54,7 @@ class Singular(base.Part):
         self.P = nn.Parameter(0.02 * torch.randn(outputs, method.rank))
         self.E = nn.Parameter(torch.zeros(method.rank, 1))
         self.Q = nn.Parameter(0.02 * torch.randn(method.rank, inputs))
-        self.scale = method.alpha / (method.rank + 1e-5)  # the 10⁻⁵ is the reference implementation's
-        self.dropout = method.dropout
+        self.dropout, self.scale = method.dropout, method.alpha / (method.rank + 1e-5)  # 10⁻⁵ as in the reference
         self._forget()
 
     def _forget(self) -> None:
@@ -148,5 +147,6 @@ class Allocated(base.Added):
         scores = torch.cat([part.importance() for part in self.parts.values()])
         kept = torch.zeros_like(scores, dtype=torch.bool)
         kept[scores.topk(min(budget, len(scores))).indices] = True
-        for part, chosen in zip(self.parts.values(), kept.split([len(p.E) for p in self.parts.values()]), strict=True):
+        ranks = [len(part.E) for part in self.parts.values()]
+        for part, chosen in zip(self.parts.values(), kept.split(ranks), strict=True):
             part.kept.copy_(chosen)

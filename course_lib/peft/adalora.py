@@ -128,10 +128,7 @@ class Allocated(base.Added):
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """Update the importance of everything, and set the singular values that the budget cannot keep to zero.
-
-        A pruned value still gets gradients and may come back, until progress 1 − `final_share`.
-        """
+        """Set the singular values that the budget cannot keep to zero; they may come back until 1 − `final_share`."""
         ended = progress >= 1 - self.method.final_share - 1e-9
         if not ended:
             for part in self.parts.values():

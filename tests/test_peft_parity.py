@@ -15,6 +15,7 @@ from course_lib.peft.base import path
 from course_lib.peft.lora import LoRA
 from course_lib.peft.prefix import Prefix
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # of peft's own making
 SHAPE = models.Size(hidden=32, layers=2, heads=4, vocab=64, context=32)
 IDS = models.Tokens(64, bos=0, sep=1, pad=2)
 TARGETS = {

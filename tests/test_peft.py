@@ -82,7 +82,9 @@ def test_every_method_on_every_architecture(name, architecture, tmp_path):
 def test_a_bare_body_with_a_pooler_keeps_the_text_first():
     """As minilm is loaded: the pooled token must be the text's, not the prompt's."""
     torch.manual_seed(0)
-    model = BertModel(BertConfig(64, 32, 2, 4, 64)).double().eval()
+    model = (
+        BertModel(BertConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)).double().eval()
+    )
     adapters.apply(model, Prompt(length=3))
     randomize(model)
     found = model(input_ids=tokens(), attention_mask=torch.ones_like(tokens()))

@@ -29,8 +29,8 @@ def network(architecture, dtype=torch.float64):
     """A model whose every weight is random, always the same."""
     torch.manual_seed(0)
     if architecture == "llama":
-        heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-        model = LlamaForCausalLM(LlamaConfig(64, 32, 64, num_hidden_layers=2, max_position_embeddings=64, **heads))
+        shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+        model = LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=4, num_key_value_heads=2, pad_token_id=2))
     else:
         model = models.build(architecture, SHAPE, IDS)
     for p in model.parameters():

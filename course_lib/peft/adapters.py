@@ -59,6 +59,7 @@ def build(model: Any, method: base.Method, classes: int = 0) -> base.Added:
         if name in base.HEADS:
             added.heads[name] = base.Head(module, classes)
     weight = next(model.parameters())
+    added.train(model.training)
     return added.to(device=weight.device, dtype=weight.dtype if weight.itemsize >= 4 else torch.float32)
 
 

@@ -232,13 +232,12 @@ def test_prefix_works_on_an_encoder_where_peft_raises():
             assert error(found, logits(model)) > 0.01
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")  # it looks for the base's config on the hub
 @pytest.mark.parametrize("architecture", ["qwen3", "modernbert", "bert", "gpt2"])
 def test_lora_files_go_both_ways(architecture, tmp_path):
     ours, theirs = lora_pair(architecture, rslora=True)
     files.save(ours, tmp_path / "ours", "some/base")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # peft looks for the base's config
-        theirs.save_pretrained(tmp_path / "theirs")
+    theirs.save_pretrained(tmp_path / "theirs")
     loaded = peft.PeftModel.from_pretrained(network(architecture), tmp_path / "ours").eval()
     back = files.load(network(architecture), tmp_path / "theirs")
     with torch.no_grad():
@@ -249,6 +248,7 @@ def test_lora_files_go_both_ways(architecture, tmp_path):
             assert error(logits(back), expected) > 0.01
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
 def test_a_classifiers_head_goes_both_ways(tmp_path):
     from transformers import AutoModelForSequenceClassification
 

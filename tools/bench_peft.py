@@ -104,11 +104,12 @@ def compare(architecture: str, method: str) -> dict[str, Any]:
     if method == "lora":
         runs = [stepper(mine, plain, lambda: None), stepper(other, plain, lambda: None)]
     else:
+        theirs_penalized = lambda model: plain(model.base_model)  # a bare `PeftModel` would leave the penalty out
         weight, numbers = adapters.active(mine).penalty_weight, iter(range(1, 10**6))
         penalized = lambda model: plain(model) + weight * adapters.penalty(model)
         runs = [
             stepper(mine, penalized, lambda: adapters.active(mine).after_step(0.2)),
-            stepper(other, plain, lambda: other.base_model.update_and_allocate(next(numbers))),
+            stepper(other, theirs_penalized, lambda: other.base_model.update_and_allocate(next(numbers))),
         ]
     for run in runs:  # warm-up
         run()

@@ -389,6 +389,15 @@ def test_the_library_runs_without_peft():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+def test_the_record_says_that_our_step_is_no_slower_and_files_are_as_computed():
+    """`runs/bench-peft`, by `tools/bench_peft.py`: at least three repeats, and the names in a file are all that is more."""
+    record = json.loads((ROOT / "runs" / "bench-peft" / "run.json").read_text())
+    assert record["settings"]["repeats"] >= 3
+    assert all(step["ratio"]["median"] <= 1 for step in record["step"].values())
+    assert set(record["files"]) == set(methods.METHODS)
+    assert all(0 < file["file_kb"] - file["computed_kb"] < 10 for file in record["files"].values())
+
+
 # — fine-tuning —
 
 

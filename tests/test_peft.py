@@ -390,7 +390,7 @@ def test_the_library_runs_without_peft():
 
 
 def test_the_record_says_that_our_step_is_no_slower_and_files_are_as_computed():
-    """`runs/bench-peft`, by `tools/bench_peft.py`: at least three repeats, and the names in a file are all that is more."""
+    """`runs/bench-peft`, by `tools/bench_peft.py`; names and shapes are all that a file holds more."""
     record = json.loads((ROOT / "runs" / "bench-peft" / "run.json").read_text())
     assert record["settings"]["repeats"] >= 3
     assert all(step["ratio"]["median"] <= 1 for step in record["step"].values())

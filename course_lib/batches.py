@@ -68,7 +68,9 @@ class SentencePairs:
         first, second = (length - 3) // 2, length - 3 - (length - 3) // 2
         is_next = torch.rand(len(rows), generator=self.inner.generator) < 0.5
         follows = rows[:, first : first + second]
-        b = torch.where(is_next[:, None], follows, follows.roll(1, 0))
+        # Any other row, each its own draw: the row before is often the same document, wherever rows come in order.
+        steps = torch.randint(1, max(2, len(rows)), (len(rows),), generator=self.inner.generator)
+        b = torch.where(is_next[:, None], follows, follows[(torch.arange(len(rows)) + steps) % len(rows)])
         bos, sep = (torch.full((len(rows), 1), token) for token in (self.bos, self.sep))
         pair = torch.cat([bos, rows[:, :first], sep, b, sep, sep], dim=1)  # the last one is cut off again
         types = (torch.arange(length) >= first + 2).long().expand(len(rows), -1)

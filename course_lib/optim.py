@@ -43,8 +43,8 @@ def orthogonalize(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised; decoupled weight decay. For 2-D parameters only.
 
-    The update is scaled by √max(1, rows/columns), so that its effect on the layer's output has the same size
-    for every shape. State: one momentum buffer a weight (AdamW keeps two). On a GPU, weights of one shape are
+    Equation eq-muon. The update is scaled by √max(1, rows/columns), so that its effect on the layer's output has the
+    same size for every shape. State: one momentum buffer a weight (AdamW keeps two). On a GPU, weights of one shape are
     orthogonalised in one batch; on a CPU that gains nothing.
     """
 

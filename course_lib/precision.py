@@ -86,7 +86,7 @@ class Precision:
     def step(
         self, optimizers: Sequence[torch.optim.Optimizer], parameters: Iterable[torch.Tensor], clip: float
     ) -> tuple[float, bool]:
-        """Unscale, clip to norm `clip`, step. Returns (gradient norm, whether the step was taken).
+        """Unscale, clip to norm `clip` (equation eq-clip), step. Returns (gradient norm, whether the step was taken).
 
         All optimizers are unscaled before clipping and step only if the *global* norm is finite: judged one
         by one, a NaN in one optimizer's gradients spreads through the shared norm into the other's weights.

@@ -12,7 +12,7 @@ Schedule = Callable[[float], float]
 
 
 def trapezoid(warmup: float = 0.02, cooldown: float = 0.6) -> Schedule:
-    """Linear warm-up over the first `warmup` of the budget, flat, linear cooldown to zero over the last `cooldown`."""
+    """Equation eq-trapezoid: linear warm-up over `warmup` of the budget, flat, linear cooldown to 0 over `cooldown`."""
     _check(warmup, cooldown)
 
     def multiplier(progress: float) -> float:

@@ -32,7 +32,7 @@ def source(thing: Any) -> str:
     """
     try:
         code = textwrap.dedent(inspect.getsource(thing))
-        file = Path(inspect.getsourcefile(thing) or "").resolve()
+        file = Path(inspect.getsourcefile(inspect.unwrap(thing)) or "").resolve()  # not the decorator's file
     except (TypeError, OSError):
         raise CourseError(f"show() wants a function or a class, and {thing!r} has no Python source.") from None
     where = file.relative_to(PACKAGE.parent) if file.is_relative_to(PACKAGE) else Path(file.name)

@@ -81,6 +81,15 @@ def test_pairs_follow_or_come_from_another_row():
     assert seen == {True, False}
 
 
+def test_a_false_pair_comes_from_anywhere_also_where_rows_come_in_order():
+    rows = torch.stack([torch.arange(100 * r + 10, 100 * r + 10 + 33) for r in range(60)])
+    batch = SentencePairs(mask(0.05), bos=0, sep=1)(rows, 0.0)
+    ids = batch["input_ids"].scatter(1, batch["positions"], batch["labels"])
+    steps = (ids[:, 20] // 100 - ids[:, 5] // 100)[~batch["is_next"]] % 60  # from the row of A to that of B
+    assert (steps != 0).all()
+    assert len(set(steps.tolist())) > 15  # not always the row before, which is often the same document
+
+
 def test_the_hybrid_alternates_whole_steps():
     made = Alternate(mask(), share=0.3)
     kinds = ["positions" in made(rows_of(2), 0.0) for _ in range(400)]

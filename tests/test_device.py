@@ -70,6 +70,17 @@ def test_a_non_finite_gradient_changes_no_weight_of_any_optimizer():
     assert bad.tolist() == [3.0, 4.0]
 
 
+@pytest.mark.parametrize(("clip", "factor"), [(2.5, 0.5), (50.0, 1.0)])
+def test_one_factor_clips_the_gradients_of_all_optimizers(clip, factor):
+    """Equation eq-clip: gradients (3) and (0, 4) have norm 5 together; one by one they would keep other shares."""
+    (one, first), (other, second) = quadratic([0.0]), quadratic([0.0, 0.0])
+    one.grad, other.grad = torch.tensor([3.0]), torch.tensor([0.0, 4.0])
+    norm, taken = Precision("cpu", torch.float32).step([first, second], [one, other], clip)
+    assert (norm, taken) == (pytest.approx(5.0), True)
+    moved = torch.cat([one.detach(), other.detach()])
+    assert torch.allclose(moved, -0.1 * factor * torch.tensor([3.0, 0.0, 4.0]), rtol=1e-5)
+
+
 def test_float16_steps_on_cpu_like_float32():
     """fp16 autocast and GradScaler end to end at toy size: same path as a T4."""
     weights = {}

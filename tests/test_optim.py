@@ -33,7 +33,7 @@ def test_the_quintic_is_applied_as_written():
 
 
 def test_muon_step_is_the_formula():
-    """Two steps by hand: momentum, Nesterov, orthogonalise, decay, scale by the shape."""
+    """Equation eq-muon, two steps by hand: momentum, Nesterov, orthogonalise, decay, scale by the shape."""
     torch.manual_seed(1)
     weight = torch.nn.Parameter(torch.randn(6, 3, dtype=torch.float64))
     by_hand, momentum = weight.detach().clone(), torch.zeros(6, 3, dtype=torch.float64)

@@ -19,6 +19,7 @@ from course_lib.errors import CourseError
     ],
 )
 def test_schedules_in_closed_form(name, warmup, cooldown, expected):
+    """Equation eq-trapezoid and the other shapes, at points where their values are plain."""
     made = schedule.build(name, warmup, cooldown)
     assert {x: made(x) for x in expected} == pytest.approx(expected)
 

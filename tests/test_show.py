@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from course_lib import loop, objectives
+from course_lib import loop, objectives, optim
 from course_lib.errors import CourseError
 from course_lib.show import show, source, without_docstrings
 
@@ -45,3 +45,7 @@ def test_a_cell_shows_text_and_markdown_of_the_same_code(monkeypatch):
 def test_a_value_has_no_source():
     with pytest.raises(CourseError, match="wants a function or a class, and 3 has no Python source"):
         show(3)
+
+
+def test_a_decorated_function_is_in_its_own_file():
+    assert source(optim.Muon.step).startswith("# course_lib/optim.py\n@torch.no_grad()\n")

@@ -360,6 +360,14 @@ def test_double_merge_and_other_misuse(tmp_path):
         files.load(network("qwen3"), tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("architecture", ["gpt2", "bert"])
+def test_a_prompt_needs_room(architecture):
+    model = adapters.apply(network(architecture), Prompt(length=3))
+    assert model(input_ids=tokens(length=29))
+    with pytest.raises(CourseError, match="prompt of 3 and a text of 30 tokens do not fit into 32 positions"):
+        model(input_ids=tokens(length=30))
+
+
 @pytest.mark.parametrize("name", ["adapter", "prefix", "prompt"])
 def test_what_is_not_linear_cannot_be_merged(name):
     model = adapters.apply(network("qwen3"), METHODS[name])

@@ -33,11 +33,14 @@ class Vectors(base.Added):
     def __init__(self, start: torch.Tensor):
         super().__init__()
         self.prompt = nn.Parameter(start)
+        self.context = 0  # positions that the model has learnt; 0: as many as you like
         self.entered = False  # whether the present forward has the prompt in its input (else it is in the cache)
 
     def attach(self, model: Any) -> list[base.Handle]:
         """Around the body of the model, which its heads call."""
         body = model.base_model
+        learned = (m for n, m in body.named_modules() if n.endswith(("wpe", "position_embeddings")))
+        self.context = next((m.num_embeddings for m in learned), 0)
         before = body.register_forward_pre_hook(self.before, with_kwargs=True)
         return [before, body.register_forward_hook(self.after)]
 
@@ -49,6 +52,9 @@ class Vectors(base.Added):
         cache, rows, length = kwargs.get("past_key_values"), len(x), len(self.prompt)
         self.entered = cache is None or cache.get_seq_length() == 0
         if self.entered:
+            if 0 < self.context < length + x.size(1):
+                sizes = f"A prompt of {length} and a text of {x.size(1)} tokens"
+                raise CourseError(f"{sizes} do not fit into {self.context} positions. Shorten the text (--max-length).")
             x = torch.cat([self.prompt.to(x.dtype).expand(rows, -1, -1), x], 1)
         if (mask := kwargs.get("attention_mask")) is not None:
             kwargs["attention_mask"] = torch.cat([mask.new_ones(rows, length), mask], 1)

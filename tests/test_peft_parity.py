@@ -107,13 +107,21 @@ def test_lora_outputs_gradients_and_merge(architecture, rslora, dtype):
         assert error(a, b) <= tolerance
 
 
-def adalora_pair(targets, total=40):
+def adalora_pair(architecture, targets, total=40):
     settings = {"rank": 24, "target": 8, "alpha": 6.0, "warmup": 5 / total, "final_share": 5 / total}
-    ours = adapters.apply(network("qwen3"), AdaLoRA(targets=targets, **settings))
+    ours = adapters.apply(network(architecture), AdaLoRA(targets=targets, **settings))
     config = peft.AdaLoraConfig(
-        init_r=24, target_r=8, lora_alpha=6, tinit=5, tfinal=5, deltaT=1, total_step=total, target_modules=list(targets)
+        init_r=24,
+        target_r=8,
+        lora_alpha=6,
+        tinit=5,
+        tfinal=5,
+        deltaT=1,
+        total_step=total,
+        target_modules=list(targets),
+        fan_in_fan_out=architecture == "gpt2",
     )
-    wrapped = peft.get_peft_model(network("qwen3"), config)
+    wrapped = peft.get_peft_model(network(architecture), config)
     randomize(ours)
     for mine, other in triples(ours, wrapped.base_model):
         for p, q in zip(mine, other, strict=True):
@@ -135,8 +143,9 @@ def triples(ours, theirs):
         yield (part.P, part.E, part.Q), (module.lora_B["default"], module.lora_E["default"], module.lora_A["default"])
 
 
-def test_adalora_forward_penalty_and_gradients():
-    ours, theirs = adalora_pair(("q_proj", "down_proj"))
+@pytest.mark.parametrize("architecture", ["qwen3", "gpt2", "llama"])
+def test_adalora_forward_penalty_and_gradients(architecture):
+    ours, theirs = adalora_pair(architecture, TARGETS[architecture])
     plain = theirs.model(input_ids=tokens(), labels=tokens())
     whole = theirs(input_ids=tokens(), labels=tokens())
     with torch.no_grad(), adapters.bare(ours):
@@ -156,10 +165,13 @@ def test_adalora_forward_penalty_and_gradients():
     assert error(logits(ours), plain.logits) <= 1e-10
 
 
-@pytest.mark.parametrize("targets", [("layers.0.self_attn.q_proj",), ("q_proj", "o_proj", "down_proj")], ids=len)
+@pytest.mark.parametrize("targets", [("h.0.attn.c_attn",), ("c_attn", "c_fc", "mlp.c_proj")], ids=len)
 def test_adalora_follows_the_whole_rank_schedule(targets):
-    """24 singular values at first, 8 at the end, the same ones at every step; then exactly 8 that are not zero."""
-    ours, theirs = adalora_pair(targets)
+    """24 singular values at first, 8 at the end, the same ones at every step; then exactly 8 that are not zero.
+
+    On GPT-2, which is float64 throughout: RMS norms compute in float32, and 40 steps of Adam make 1e-6 of that.
+    """
+    ours, theirs = adalora_pair("gpt2", targets)
     optimizers = [torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], lr=0.01) for m in (ours, theirs)]
     ranks = []
     for step in range(1, 41):

@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     _training_options(
         command("pretrain", _pretrain, "Train a model within a budget: decoder, encoder or both; no samples.")
     )
-    _finetune_options(command("finetune", _finetune, "Teach a pretrained model to sort texts into classes."))
+    _finetune_options(command("finetune", _finetune, "Teach a pretrained model a task: classes, entities, answers…"))
     _evaluate_options(command("evaluate", _evaluate, "Score a pretrained model on a corpus or on minimal pairs."))
     pair = command("compare", _compare, "Whether one fine-tuning run is better than another: 95 % interval, verdict.")
     pair.add_argument("a", type=Path, help="a finished fine-tuning run")
@@ -102,6 +102,9 @@ def _config_options(command: argparse.ArgumentParser, config: type) -> None:
     """An option for every field, and those that say where and how a run is stored."""
     for field in dataclasses.fields(config):
         name, about = f"--{field.name.replace('_', '-')}", field.metadata["help"]
+        if field.name == "head":  # what is done stands first: `finetune ner --train …`
+            command.add_argument("head", nargs="?", default=field.default, help=about)
+            continue
         if isinstance(field.default, bool):
             command.add_argument(name, action="store_true", help=about)
             continue

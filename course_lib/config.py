@@ -50,8 +50,14 @@ class Config:
 class Tuning:
     """Fine-tuning of a pretrained model on labelled texts."""
 
-    task: str = _option("rotten_tomatoes", "rotten_tomatoes, imdb, zh_sentiment, or a table with text and label")
-    model: str = _option("", "a run or any folder with a pretrained model")
+    task: str = _option(
+        "rotten_tomatoes", "rotten_tomatoes, imdb, zh_sentiment, peoples_daily (ner), or a file that the head reads"
+    )
+    head: str = _option("sequence", "what is learnt: sequence, pair, multilabel, regression, ner or span")
+    train: str = _option("", "instead of a task: the file to learn from")
+    valid: str = _option("", "the file to choose on; empty: a tenth of --train")
+    test: str = _option("", "the file to test on")
+    model: str = _option("", "a run or any folder with a pretrained model, minilm, smollm2, or hf:OWNER/NAME")
     method: str = _option(
         "",
         "train added weights only: lora, adalora, adapter, prefix, prompt, bitfit; with settings: lora:rank=4,alpha=8",
@@ -68,11 +74,18 @@ class Tuning:
     max_length: int = _option(0, "tokens of a text that are read, head and tail; 0: the model's context")
     lr: float = _option(0.001, "peak learning rate")
     layer_decay: float = _option(1.0, "each layer below learns at this multiple of the rate above it")
+    freeze: str = _option(
+        "none",
+        "what does not learn: none, embeddings, bottom-K (with the embeddings), body, or gradual (thaws down)",
+    )
+    stride: int = _option(32, "tokens that two windows of a long text share (ner, span)")
+    class_weights: str = _option("none", "none, or balanced: rare classes count as much as frequent ones")
     weight_decay: float = _option(0.0, "decoupled weight decay of matrices and embeddings")
     smoothing: float = _option(0.0, "label smoothing")
     schedule: str = _option("trapezoid", "trapezoid, triangle, cosine or constant")
     warmup: float = _option(0.1, "share of the budget over which learning rates rise; they fall over the rest")
     evaluate_every: float = _option(0.0, "evaluate on dev after every such share of the budget; 0: only at the end")
     metric: str = _option("error", "what to stop on: error or log_loss on dev")
+    keep: str = _option("best", "the weights that end the run: best on dev by `metric` (if it is evaluated), or last")
     patience: int = _option(0, "stop when `metric` has not improved for so many evaluations; 0: never")
     log: str = _option("", "also log to tensorboard, wandb (offline), or both with a comma")

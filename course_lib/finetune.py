@@ -4,25 +4,38 @@ import json
 import shutil
 import statistics
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoTokenizer
 
-from course_lib import baselines, checkpoint, device, examples, metrics, models, optim, progress, schedule
+from course_lib import (
+    baselines,
+    checkpoint,
+    device,
+    examples,
+    freezing,
+    metrics,
+    models,
+    optim,
+    progress,
+    schedule,
+    training,
+)
 from course_lib.budget import Budget, Clock, FirstOf, ReplayClock, WallClock, parse_duration
 from course_lib.config import Tuning
-from course_lib.data import labelled
+from course_lib.data import labelled, pretrained
 from course_lib.errors import CourseError
-from course_lib.objectives import Classification, Objective
+from course_lib.examples import Rows
+from course_lib.heads import base, registry
 from course_lib.peft import adapters, files, methods
 from course_lib.precision import Precision
 from course_lib.record import Run, Timer, now
 from course_lib.recorder import Log, drive
-from course_lib.storage import model_folder, new_folder
+from course_lib.storage import new_folder
 from course_lib.training import Training
 
 PREDICTIONS = "predictions.json"
@@ -44,75 +57,58 @@ def finetune(
     """
     started = time.monotonic() if started is None else started
     progress.hush_transformers()
-    folder = model_folder(Path(tuning.model))
+    folder, head = pretrained.locate(tuning.model), registry.get(tuning.head)
     if tuning.method:
         methods.parse(tuning.method)  # an error before anything is made
-    task = labelled.load(tuning.task, tuning.encoding).with_labels(tuning.labels)
+    task = head.task(tuning)
+    for note in task.notes:
+        log(note)
     where = device.pick(tuning.device)
     run = Run.begin(asdict(tuning), runs, _name(tuning, folder), run_id, fresh)
     try:
         run.update(kind="finetune", device=where.describe(), task=_describe(task))
         seeds = range(tuning.seed, tuning.seed + tuning.seeds)
         parts = [_one(replace(tuning, seed=seed), folder, task, where, run, log, checkpoint_every) for seed in seeds]
-        best = max(parts, key=lambda part: part.info["result"]["dev"]["accuracy"])
+        best = max(parts, key=lambda part: part.info["result"]["dev"][head.metric])
         _keep_only(best, parts, run)
-        run.update(result=_result(parts), status="finished", finished=now())
+        run.update(result=_result(parts, head), status="finished", finished=now())
     finally:
         run.update(seconds=round(run.info.get("seconds", 0.0) + time.monotonic() - started, 3))
         run.release()
+    if text := head.report(_predictions(best)):
+        found = run.info["result"]
+        log(f"{text}\nCalibration error {found['ece_raw']:.4f}, by a temperature fitted on dev {found['ece']:.4f}.")
     log(summary(run))
     return run
 
 
 def new_model(folder: Path, classes: list[str], tuning: Tuning) -> Any:
-    """A stock sequence classifier with the pretrained weights, or the same network with new ones."""
-    config = AutoConfig.from_pretrained(
-        folder,
-        num_labels=len(classes),
-        id2label=dict(enumerate(classes)),
-        label2id={c: i for i, c in enumerate(classes)},
-    )
+    """The head's stock model with the pretrained weights, or the same network with new ones."""
+    head = registry.get(tuning.head)
+    config = AutoConfig.from_pretrained(folder, **head.outputs(classes))
     if hasattr(config, "classifier_pooling"):
         config.classifier_pooling = "mean"
-    if not tuning.scratch:
-        return AutoModelForSequenceClassification.from_pretrained(folder, config=config, dtype=torch.float32)
-    model = AutoModelForSequenceClassification.from_config(config)
+    try:
+        if not tuning.scratch:
+            return head.auto.from_pretrained(folder, config=config, dtype=torch.float32)
+        model = head.auto.from_config(config)
+    except ValueError as error:
+        raise CourseError(f"A {config.model_type} model has no head for '{tuning.head}'; try another model.") from error
     if config.model_type not in models.BASELINES:
         models.initialize(model)
     return model
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, side: labelled.Labelled, length: int) -> list[list[int]]:
-    """Token ids of every text, head and tail where it is longer than `length` (0: than the model's context)."""
-    ids = tokenizer(side.texts, split_special_tokens=True, verbose=False)["input_ids"]
-    return [examples.fit(row, length or tokenizer.model_max_length) for row in ids]
-
-
-@torch.no_grad()
-def predict(model: Any, rows: list[list[int]], padding: int, precision: Precision, batch_rows: int = 64) -> np.ndarray:
-    """Class probabilities, (rows, classes) float32, in the order of `rows`; the same for every `batch_rows`."""
-    model.eval()
-    where = next(model.parameters()).device
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))  # neighbours in length share a batch
-    found = torch.empty(len(rows), model.config.num_labels)
-    for at in range(0, len(rows), batch_rows):
-        chosen = order[at : at + batch_rows]
-        batch = examples.pad([rows[i] for i in chosen], [0] * len(chosen), padding)
-        with precision.autocast():
-            logits = model(**{key: batch[key].to(where) for key in ("input_ids", "attention_mask")}).logits
-        found[chosen] = logits.float().softmax(-1).cpu()
-    return found.numpy()
-
-
 def correct(run: Run) -> np.ndarray:
-    """(seeds, items): 1 where a finished fine-tuning run was right on the test text."""
-    rows = []
-    for path in sorted(run.folder.glob(f"seed-*/{PREDICTIONS}")):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        rows.append(np.array(found["probabilities"]).argmax(1) == np.array(found["labels"]))
-    if not rows:
+    """What a finished fine-tuning run scored on each test text, higher is better: (seeds, items).
+
+    1 where it was right; for heads judged by F1 (seeds, items, 2), see `metrics.compare`.
+    """
+    head = registry.get(run.info.get("config", {}).get("head", "sequence"))
+    folders = sorted(path.parent for path in run.folder.glob(f"seed-*/{PREDICTIONS}"))
+    if not folders:
         raise CourseError(f"{run.folder} holds no predictions; it is not a finished fine-tuning run.")
-    return np.stack(rows).astype(float)
+    return np.stack([head.hits(_predictions(Run(folder, {}))) for folder in folders])
 
 
 def compare(a: Run, b: Run | None) -> metrics.Difference:
@@ -122,7 +118,9 @@ def compare(a: Run, b: Run | None) -> metrics.Difference:
             raise CourseError(f"{run.folder} is no fine-tuning run; make one with `finetune --model {run.folder}`.")
     if b is None:
         tuning = Tuning(**a.info["config"])
-        task = labelled.load(tuning.task, tuning.encoding).with_labels(tuning.labels)
+        if tuning.head != "sequence":
+            raise CourseError(f"TF-IDF sorts texts into classes; {a.folder} learnt '{tuning.head}'.")
+        task = registry.get(tuning.head).task(tuning)
         if _describe(task) != a.info["task"]:
             raise CourseError(f"The texts of {a.folder} have changed since it ran.")
         return metrics.compare(correct(a), (baselines.tfidf(task).argmax(1) == task.test.labels)[None].astype(float))
@@ -133,10 +131,11 @@ def compare(a: Run, b: Run | None) -> metrics.Difference:
 
 def summary(run: Run) -> str:
     """One line for a terminal."""
-    result, task = run.info["result"], run.info["task"]
-    spread = f" ({result['least']:.1%} to {result['most']:.1%})" if result["seeds"] > 1 else ""
+    result, task, head = run.info["result"], run.info["task"], registry.get(run.info["config"]["head"])
+    bare = lambda value: head.shown(value).removeprefix(f"{head.metric} ").removesuffix(" right")
+    spread = f" ({bare(result['least'])} to {bare(result['most'])})" if result["seeds"] > 1 else ""
     return (
-        f"{task['name']}: {result['accuracy']:.1%} right{spread} on {task['test']:,} test texts, "
+        f"{task['name']}: {head.shown(result[head.metric])}{spread} on {task['test']:,} test texts, "
         f"{result['seeds']} seed{'s' * (result['seeds'] > 1)}. Stored in {run.folder}"
     )
 
@@ -151,20 +150,23 @@ def _one(
     run = Run.begin(asdict(tuning), parent.folder, done.name, done.name)
     timer = Timer(run.info.get("timings", {}))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = load_tokenizer(folder)
         state = build(tuning, folder, task, tokenizer, where)
+        ask = Asking(state, tokenizer, task, tuning)
         saved = checkpoint.load(run.folder / "checkpoints", log)
         if saved:
             state.load_state_dict(saved)
         run.rewind(state.step)
         run.update(settings=asdict(tuning), plan={"micro_rows": tuning.step_rows}, status="running")
-        ask = Asking(state, tokenizer, tuning.max_length)
         shape = schedule.build(tuning.schedule, tuning.warmup, 1 - tuning.warmup)
         steps = ([batch] for batch in cast(examples.Examples, state.loader))
         with timer("train"):
-            drive(run, state, steps, shape, lambda: ask.losses(task.dev), timer, log, parse_duration(save_every))
+            if not training.stopped(state, tuning.patience):
+                drive(run, state, steps, shape, ask.losses, timer, log, parse_duration(save_every))
+            if state.best:
+                state.best.swap_in()
         with timer("evaluate"):
-            _store(run, ask, task)
+            _store(run, ask)
         with new_folder(run.folder / "model") as scratch:
             if tuning.method:  # the added weights alone; `files.restore` puts them on the base again
                 files.save(state.model, scratch, str(folder))
@@ -180,91 +182,134 @@ def _one(
     return run
 
 
-@dataclass
 class Asking:
     """What a model in training answers about a side of the task."""
 
-    state: Training
-    tokenizer: PreTrainedTokenizerFast
-    max_length: int
+    def __init__(self, state: Training, tokenizer: Any, task: labelled.Task, tuning: Tuning):
+        self.state, self.tokenizer, self.task, self.tuning = state, tokenizer, task, tuning
+        self.head = registry.get(tuning.head)
+        self.encoded: dict[str, Rows] = {}
 
-    def probabilities(self, side: labelled.Labelled) -> np.ndarray:
-        """(texts, classes)."""
-        rows = encode(self.tokenizer, side, self.max_length)
-        return predict(self.state.model, rows, self.tokenizer.pad_token_id, self.state.precision)
+    def logits(self, name: str) -> Any:
+        """The head's merged outputs for the side `dev` or `test`."""
+        side = getattr(self.task, name)
+        if name not in self.encoded:
+            self.encoded[name] = encode(self.state.model, self.tokenizer, side, self.tuning)
+        rows = self.encoded[name]
+        outputs = base.run(self.state.model, rows, self.tokenizer.pad_token_id, self.state.precision)
+        return self.head.merge(outputs, rows, side)
 
-    def losses(self, side: labelled.Labelled) -> dict[str, float]:
-        """What early stopping can look at: lower is better."""
-        found = self.probabilities(side)
-        right = found[np.arange(len(side)), side.labels]
-        return {
-            "error": round(float((found.argmax(1) != side.labels).mean()), 4),
-            "log_loss": round(float(-np.log(np.maximum(right, 1e-12)).mean()), 4),
-        }
-
-
-def _store(run: Run, ask: Asking, task: labelled.Task) -> None:
-    """Scores into the record, the test texts' probabilities beside it."""
-    dev, test = ask.probabilities(task.dev), ask.probabilities(task.test)
-    score = lambda side, found: metrics.classification(side.labels, found.argmax(1).tolist())
-    run.update(result={"dev": score(task.dev, dev), "test": score(task.test, test)})
-    rows = [[round(float(p), 5) for p in row] for row in test]
-    content = {"classes": task.classes, "labels": task.test.labels, "probabilities": rows}
-    (run.folder / PREDICTIONS).write_text(json.dumps(content), encoding="utf-8")
+    def losses(self) -> dict[str, float]:
+        """What early stopping can look at, on dev: lower is better. Keeps the weights that are best so far."""
+        answers = self.head.answers(self.logits("dev"), self.task.dev, self.state.model.config.calibration)
+        found = self.head.losses(self.task.dev, answers, self.task.classes)
+        if self.state.best and self.tuning.metric in found:
+            self.state.best.offer(found[self.tuning.metric])
+        return found
 
 
-def build(
-    tuning: Tuning, folder: Path, task: labelled.Task, tokenizer: PreTrainedTokenizerFast, where: device.Device
-) -> Training:
+def _store(run: Run, ask: Asking) -> None:
+    """Scores into the record, calibration into the model's config, what was said about the test texts beside it."""
+    head, task = ask.head, ask.task
+    dev, test = ask.logits("dev"), ask.logits("test")
+    fitted = head.fit(dev, task.dev, head.calibration(task))
+    ask.state.model.config.calibration = fitted
+
+    def score(side: labelled.Labelled, logits: Any) -> dict[str, float]:
+        answers = head.answers(logits, side, fitted)
+        return head.scores(side, answers, task.classes) | head.trust(logits, side, fitted)
+
+    run.update(result={"dev": score(task.dev, dev), "test": score(task.test, test), "calibration": fitted})
+    stored = head.stored(task.test, test, task.classes, fitted)
+    (run.folder / PREDICTIONS).write_text(json.dumps(stored, ensure_ascii=False), encoding="utf-8")
+    for name, text in head.export(stored).items():
+        (run.folder / name).write_text(text, encoding="utf-8", newline="\n")
+
+
+def _predictions(run: Run) -> dict[str, Any]:
+    return json.loads((run.folder / PREDICTIONS).read_text(encoding="utf-8"))
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """A model's tokenizer; one that never learnt to pad does so with its end of text, which is masked anyway."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def encode(model: Any, tokenizer: Any, side: labelled.Labelled, tuning: Tuning) -> Rows:
+    """A side as rows that fit into the model's context, with token types if the model knows any."""
+    known = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512))
+    length = min(tuning.max_length or known, known)
+    rows = registry.get(tuning.head).rows(tokenizer, side, length, tuning.stride)
+    return rows if getattr(model.config, "type_vocab_size", 0) > 1 else replace(rows, types=None)
+
+
+def build(tuning: Tuning, folder: Path, task: labelled.Task, tokenizer: Any, where: device.Device) -> Training:
     """Model, optimizer and examples at step 0."""
     torch.manual_seed(tuning.seed)
+    head = registry.get(tuning.head)
     model = new_model(folder, task.classes, tuning).to(where.torch)
-    rows = encode(tokenizer, task.train, tuning.max_length)
-    loader = examples.Examples(rows, task.train.labels, tuning.step_rows, tokenizer.pad_token_id, tuning.seed)
-    objective: Objective = Classification(tuning.smoothing)
-    if tuning.method:
-        objective = adapters.objective(adapters.apply(model, methods.parse(tuning.method)), objective)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.calibration = head.calibration(task)
+    rows = encode(model, tokenizer, task.train, tuning)
+    loader = examples.Examples(rows, tuning.step_rows, tokenizer.pad_token_id, tuning.seed)
     steps = max(1, round(tuning.epochs * loader.steps_per_epoch))
     clocks: list[Clock] = [ReplayClock([step / steps for step in range(steps)])]
     if tuning.budget:
         clocks.append(WallClock(parse_duration(tuning.budget)))
     budget = Budget(FirstOf(*clocks))
-    optimizers = [optim.for_finetuning(model, tuning.lr, tuning.layer_decay, tuning.weight_decay)]
     if tuning.method:
-        adapters.follow(model, optimizers, budget)
+        adapters.apply(model, methods.parse(tuning.method))
+    optimizer = optim.for_finetuning(model, tuning.lr, tuning.layer_decay, tuning.weight_decay, tuning.freeze)
+    objective = head.objective(tuning, task)
+    if tuning.method:
+        objective = adapters.objective(model, objective)
+        adapters.follow(model, [optimizer], budget)
+    if tuning.freeze == "gradual":
+        objective = freezing.Gradual(objective, model, lambda: budget.progress)
+    if tuning.keep not in ("best", "last"):
+        raise CourseError(f"--keep is best or last, not '{tuning.keep}'.")
     return Training(
         model=model,
         objective=objective,
-        optimizers=optimizers,
+        optimizers=[optimizer],
         loader=loader,
         masking=torch.Generator(),
         precision=Precision.for_device(where),
         signature={"task": task.name, "classes": task.classes, "number of weights": models.count_parameters(model)},
         budget=budget,
+        best=optim.Best(model) if tuning.keep == "best" and tuning.evaluate_every else None,
     )
 
 
 def _describe(task: labelled.Task) -> dict[str, Any]:
-    return {
+    about = {
         "name": task.name, "classes": task.classes, "train": len(task.train), "dev": len(task.dev),
         "test": len(task.test), "test_hash": task.test.identity(),
     }  # fmt: skip
+    return about | ({"notes": list(task.notes)} if task.notes else {})
 
 
-def _result(parts: list[Run]) -> dict[str, Any]:
-    accuracies = [part.info["result"]["test"]["accuracy"] for part in parts]
+def _result(parts: list[Run], head: base.Head) -> dict[str, Any]:
+    """Means over the seeds, and how far they are apart."""
     mean = lambda side, name: round(statistics.mean(part.info["result"][side][name] for part in parts), 4)
+    values = [part.info["result"]["test"][head.metric] for part in parts]
     return {
-        "seeds": len(parts), "accuracy": mean("test", "accuracy"), "macro_f1": mean("test", "macro_f1"),
-        "dev_accuracy": mean("dev", "accuracy"), "least": round(min(accuracies), 4), "most": round(max(accuracies), 4),
-    }  # fmt: skip
+        "seeds": len(parts),
+        **{name: mean("test", name) for name in parts[0].info["result"]["test"]},
+        f"dev_{head.metric}": mean("dev", head.metric),
+        "least": round(min(values), 4),
+        "most": round(max(values), 4),
+    }
 
 
 def _name(tuning: Tuning, folder: Path) -> str:
     """A readable name: what was tuned on what."""
     source = folder.parent if folder.name == "model" else folder
     suffix = f"-{tuning.method.partition(':')[0]}" if tuning.method else ""
-    return f"{source.name}-{Path(tuning.task).stem}" + "-scratch" * tuning.scratch + suffix
+    return f"{source.name}-{Path(tuning.train or tuning.task).stem}" + "-scratch" * tuning.scratch + suffix
 
 
 def _keep_only(best: Run, parts: list[Run], run: Run) -> None:

@@ -32,6 +32,40 @@ def entities(tags: list[list[str]], predictions: list[list[str]], strict: bool =
     return dict(zip(names, map(float, scores), strict=True))
 
 
+def entity_report(tags: list[list[str]], predictions: list[list[str]]) -> str:
+    """The table of every entity type by seqeval, in its default and its strict mode."""
+    from seqeval.metrics import classification_report
+    from seqeval.scheme import IOB2
+
+    loose = classification_report(tags, predictions, digits=3, zero_division=0)
+    strict = classification_report(tags, predictions, digits=3, zero_division=0, mode="strict", scheme=IOB2)
+    return f"seqeval, default\n{loose}\nseqeval, strict (IOB2)\n{strict}"
+
+
+def ece(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error, both (items,): mean |share right − confidence| over bins of equal width.
+
+    Weighted by the items in them. Source: Guo et al. (2017), equation 3.
+    """
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    gap = np.bincount(place, weights=right - confidence, minlength=bins)  # sums, hence already weighted
+    return float(np.abs(gap).sum() / len(confidence))
+
+
+def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The T in [0.05, 20] for which softmax(logits / T) gives the labels the least log loss (Guo et al. 2017).
+
+    `logits`: (items, classes), `labels`: (items,). It changes no decision, only how sure it sounds.
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    at = np.arange(len(labels))
+    loss = lambda t: -log_softmax(logits / np.exp(t), axis=-1)[at, labels].mean()
+    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
+    return float(np.exp(found.x))
+
+
 @dataclass(frozen=True)
 class Difference:
     """`mean` of a − b with its 95 % interval; `seeds`: the fewer of the two that were trained."""
@@ -56,7 +90,8 @@ class Difference:
 def compare(a: np.ndarray, b: np.ndarray, resamples: int = 10_000, seed: int = 0) -> Difference:
     """Paired bootstrap over items and seeds (Efron and Tibshirani 1993, ch. 13): is a better than b?
 
-    `a`, `b`: (seeds, items), what each item scored in each run (1 or 0 for accuracy), the items in the same order. A
+    `a`, `b`: (seeds, items), what each item scored in each run (1 or 0 for accuracy), the items in the same order; or
+    (seeds, items, 2), numerator and denominator of a ratio of sums, such as F1 = Σ 2·hits / Σ (found + true). A
     system without randomness has one row, and is not counted in `seeds`. Items are drawn together for both, since a
     hard item is hard for both; seeds apart, since nothing pairs them.
     """
@@ -67,10 +102,20 @@ def compare(a: np.ndarray, b: np.ndarray, resamples: int = 10_000, seed: int = 0
     for _ in range(-(-resamples // 500)):
         weights = draw.multinomial(items, np.full(items, 1 / items), size=500) / items  # (500, items)
         mean_a, mean_b = (
-            (weights @ x.T * draw.multinomial(len(x), np.full(len(x), 1 / len(x)), size=500) / len(x)).sum(1)
+            (_means(weights, x) * draw.multinomial(len(x), np.full(len(x), 1 / len(x)), size=500) / len(x)).sum(1)
             for x in (a, b)
         )
         differences.append(mean_a - mean_b)
     low, high = np.percentile(np.concatenate(differences)[:resamples], [2.5, 97.5])
     trained = [len(x) for x in (a, b) if len(x) > 1] or [1]
-    return Difference(float(a.mean() - b.mean()), float(low), float(high), min(trained))
+    once = np.full((1, items), 1 / items)
+    mean = float(_means(once, a).mean() - _means(once, b).mean())
+    return Difference(mean, float(low), float(high), min(trained))
+
+
+def _means(weights: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """(draws, items) × (seeds, items[, 2]) → the score of each draw and seed, (draws, seeds)."""
+    if scores.ndim == 2:
+        return weights @ scores.T
+    below = weights @ scores[..., 1].T
+    return np.divide(weights @ scores[..., 0].T, below, out=np.zeros_like(below), where=below > 0)

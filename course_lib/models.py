@@ -136,7 +136,7 @@ ARCHITECTURES: dict[str, Callable[[Size, Tokens], PreTrainedModel]] = {
     "modernbert": _modernbert,
     "bert": _bert,
 }
-BASELINES = ("gpt2", "bert")  # keep the initialization that everybody uses
+BASELINES: tuple[str, ...] = ("gpt2", "bert")  # keep the initialization that everybody uses
 TIED_STD = 0.02  # of embeddings that are also the output head
 RESIDUAL_OUTPUTS = ("o_proj", "down_proj", "fc2", "Wo")  # the matrices that write into the residual stream
 HEADS = ("lm_head", "decoder", "classifier", "score", "qa_outputs", "seq_relationship")

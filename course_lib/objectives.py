@@ -171,26 +171,100 @@ class ReplacedTokens:
         return {"mlm": mlm, "rtd": F.binary_cross_entropy_with_logits(logits, replaced, reduction="sum")}
 
 
-class Classification:
-    """One label a row. Batch: `input_ids`, `attention_mask` (rows, length), `labels` (rows,).
+def _inputs(batch: Batch) -> Batch:
+    return {k: batch[k] for k in ("input_ids", "attention_mask", "token_type_ids") if k in batch}
 
-    Works with every stock `…ForSequenceClassification`; `smoothing` mixes that much of the uniform distribution in.
+
+class Classification:
+    """One label a row, or one a token. Batch: `input_ids`, `attention_mask` (rows, length), `labels` (rows,) or
+    (rows, length) with `IGNORE` where there is nothing to learn.
+
+    Works with every stock `…ForSequenceClassification` and `…ForTokenClassification`; `smoothing` mixes that much of
+    the uniform distribution in, `class_weights` (classes,) say how much each class counts.
     """
 
     weights: ClassVar[dict[str, float]] = {"classification": 1.0}
 
-    def __init__(self, smoothing: float = 0.0):
-        self.smoothing = smoothing
+    def __init__(self, smoothing: float = 0.0, class_weights: torch.Tensor | None = None):
+        self.smoothing, self.class_weights = smoothing, class_weights
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Labels that are not `IGNORE`."""
+        return {"classification": int((batch["labels"] != IGNORE).sum())}
+
+    def __call__(self, model: PreTrainedModel, batch: Batch) -> dict[str, torch.Tensor]:
+        """Sum of −w(label)·log p(label), nats."""
+        logits = model(**_inputs(batch)).logits.float().flatten(0, -2)  # (rows or rows · length, classes)
+        weight = None if self.class_weights is None else self.class_weights.to(logits)
+        loss = F.cross_entropy(
+            logits,
+            batch["labels"].flatten(),
+            weight,
+            ignore_index=IGNORE,
+            reduction="sum",
+            label_smoothing=self.smoothing,
+        )
+        return {"classification": loss}
+
+
+class MultiLabel:
+    """Any number of labels a row: a yes or no for each class. `labels`: (rows, classes), 0 or 1.
+
+    `positive` (classes,): how much more a yes counts than a no.
+    """
+
+    weights: ClassVar[dict[str, float]] = {"labels": 1.0}
+
+    def __init__(self, positive: torch.Tensor | None = None):
+        self.positive = positive
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Decisions: rows × classes."""
+        return {"labels": batch["labels"].numel()}
+
+    def __call__(self, model: PreTrainedModel, batch: Batch) -> dict[str, torch.Tensor]:
+        """Sum of the binary cross-entropies, nats."""
+        logits = model(**_inputs(batch)).logits.float()  # (rows, classes)
+        positive = None if self.positive is None else self.positive.to(logits)
+        loss = F.binary_cross_entropy_with_logits(
+            logits, batch["labels"].to(logits), pos_weight=positive, reduction="sum"
+        )
+        return {"labels": loss}
+
+
+class Regression:
+    """One number a row, `labels` (rows,), learnt in units of `mean` and `std` so that every scale is as easy."""
+
+    weights: ClassVar[dict[str, float]] = {"squares": 1.0}
+
+    def __init__(self, mean: float = 0.0, std: float = 1.0):
+        self.mean, self.std = mean, std
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Rows."""
-        return {"classification": len(batch["labels"])}
+        return {"squares": len(batch["labels"])}
 
     def __call__(self, model: PreTrainedModel, batch: Batch) -> dict[str, torch.Tensor]:
-        """Sum of −log p(label), nats."""
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
-        loss = F.cross_entropy(logits, batch["labels"], reduction="sum", label_smoothing=self.smoothing)
-        return {"classification": loss}
+        """Sum of squared errors, in units of std²."""
+        found = model(**_inputs(batch)).logits.float().squeeze(-1)  # (rows,)
+        return {"squares": (found - (batch["labels"].to(found) - self.mean) / self.std).square().sum()}
+
+
+class SpanEnds:
+    """Where an answer starts and ends, as two choices among the positions (Devlin et al. 2019). `labels`: (rows, 2)."""
+
+    weights: ClassVar[dict[str, float]] = {"span": 1.0}
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Ends: two a row."""
+        return {"span": batch["labels"].numel()}
+
+    def __call__(self, model: PreTrainedModel, batch: Batch) -> dict[str, torch.Tensor]:
+        """Sum of −log p(start) − log p(end), nats; padding is no choice."""
+        found = model(**_inputs(batch))
+        ends = torch.stack([found.start_logits, found.end_logits], 1).float()  # (rows, 2, length)
+        ends = ends.masked_fill(batch["attention_mask"][:, None] == 0, float("-inf"))
+        return {"span": F.cross_entropy(ends.flatten(0, 1), batch["labels"].flatten(), reduction="sum")}
 
 
 class Penalized:

@@ -6,14 +6,13 @@ hidden layers in neural networks*. `torch.optim.Muon` always iterates in bfloat1
 float32 on a CPU without AMX and not available on a T4, hence these lines.
 """
 
-import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
-from course_lib import distributed, models
+from course_lib import distributed, freezing, models
 from course_lib.errors import unknown
 
 Groups = list[dict[str, Any]]
@@ -163,6 +162,38 @@ class TailAverage:
         }
 
 
+class Best:
+    """The weights that scored best so far, for early stopping. Costs one copy of them, from the first evaluation on."""
+
+    def __init__(self, model: nn.Module):
+        self.model, self.value = model, float("inf")
+        self.weights: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def offer(self, value: float) -> None:
+        """Keep the present weights if `value` is lower than all before."""
+        if value < self.value:
+            self.value = value
+            self.weights = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+
+    @torch.no_grad()
+    def swap_in(self) -> None:
+        """Go back to the best weights, if any were offered."""
+        for name, p in self.model.named_parameters() if self.weights else ():
+            p.copy_(self.weights[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best so far; JSON has no infinity."""
+        return {"value": self.value if self.weights else None, "weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        if state["value"] is not None:
+            ours = dict(self.model.named_parameters())
+            self.value = state["value"]
+            self.weights = {n: t.to(ours[n].device, copy=True) for n, t in state["weights"].items()}
+
+
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """(matrices inside the network, everything else). Embeddings and the output head count as the rest."""
     outer = {id(p) for name, p in model.named_parameters() if models.is_outer(name)}
@@ -212,18 +243,20 @@ def build(
     return optimizers
 
 
-def for_finetuning(model: Any, lr: float, layer_decay: float = 1.0, weight_decay: float = 0.0) -> torch.optim.Optimizer:
+def for_finetuning(
+    model: Any, lr: float, layer_decay: float = 1.0, weight_decay: float = 0.0, freeze: str = "none"
+) -> torch.optim.Optimizer:
     """AdamW whose rate falls by `layer_decay` from each layer to the one below it (Howard and Ruder 2018); head on top.
 
-    Embeddings are the lowest layer. Vectors are never decayed.
+    Embeddings are the lowest layer. Vectors are never decayed. `freeze` as in `freezing.lowest`; what it names stays
+    as it is, except that `gradual` needs the objective wrapped in `freezing.Gradual`, too.
     """
-    depth = model.config.num_hidden_layers + 1
+    freezing.freeze(model, freeze)
+    depth = freezing.depth(model)
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, p in model.named_parameters():
         if p.requires_grad:
-            layer = re.search(r"[./](?:layers?|h)[./](\d+)[./]", name)  # "/" in adapters' names
-            level = 0 if models.is_embedding(name) else int(layer[1]) + 1 if layer else depth
-            groups.setdefault((level, p.ndim >= 2), []).append(p)
+            groups.setdefault((freezing.level(model, name), p.ndim >= 2), []).append(p)
     rates = [
         {"params": members, "lr": lr * layer_decay ** (depth - level), "weight_decay": weight_decay * matrix}
         for (level, matrix), members in groups.items()

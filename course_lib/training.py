@@ -33,6 +33,7 @@ class Training:
     signature: dict[str, Any]
     budget: Budget | None = None
     average: optim.TailAverage | None = None
+    best: optim.Best | None = None
     step: int = 0
     stopping: dict[str, Any] = field(default_factory=dict)  # state of early stopping
 
@@ -48,6 +49,7 @@ class Training:
             "precision": self.precision.state_dict(),
             "budget": self.budget.state_dict(),
             "average": self.average.state_dict() if self.average else None,
+            "best": self.best.state_dict() if self.best else None,
             "stopping": self.stopping,
             "masking": self.masking.get_state(),
             "rng": torch.get_rng_state(),
@@ -81,6 +83,8 @@ class Training:
         self.budget.load_state_dict(state["budget"])
         if self.average:
             self.average.load_state_dict(state["average"])
+        if self.best and state.get("best"):
+            self.best.load_state_dict(state["best"])
         self.masking.set_state(state["masking"])
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"]:
@@ -183,7 +187,12 @@ def improved(training: Training, metric: str, value: float, patience: int) -> bo
     best = training.stopping.get("best", float("inf"))
     since = 0 if value < best else training.stopping.get("since", 0) + 1
     training.stopping = {"metric": metric, "best": min(best, value), "since": since}
-    return since < patience or patience == 0
+    return not stopped(training, patience)
+
+
+def stopped(training: Training, patience: int) -> bool:
+    """Whether the last evaluation ended the run; a run that is continued after it must not train on."""
+    return 0 < patience <= training.stopping.get("since", 0)
 
 
 def _sha256(path: Path) -> str:

@@ -12,6 +12,7 @@ from course_lib import cli, finetune, judge, models, optim, recipes, recorder
 from course_lib import tokenizer as tokenizers
 from course_lib.config import Tuning
 from course_lib.errors import CourseError
+from course_lib.heads import base
 from course_lib.precision import Precision
 from course_lib.record import Run
 from tests.conftest import make_text
@@ -60,8 +61,9 @@ def test_every_architecture_learns_the_task_and_reloads(table, folder, tmp_path)
     stored = json.loads((run.folder / "seed-0" / finetune.PREDICTIONS).read_text())
     from course_lib.data import labelled
 
-    rows = finetune.encode(AutoTokenizer.from_pretrained(run.folder / "model"), labelled.load(str(table)).test, 0)
-    again = finetune.predict(model, rows, model.config.pad_token_id, FLOAT32)
+    texts = labelled.load(str(table)).test.texts
+    rows = base.encode(AutoTokenizer.from_pretrained(run.folder / "model"), texts, 64)
+    again = base.predict(model, rows, model.config.pad_token_id, FLOAT32)
     np.testing.assert_allclose(again, stored["probabilities"], atol=1e-5)
 
 
@@ -69,8 +71,8 @@ def test_predictions_do_not_depend_on_the_batch(folder):
     model = finetune.new_model(folder / "model", ["a", "b", "c"], Tuning()).double()
     torch.nn.init.normal_(next(p for n, p in model.named_parameters() if "score" in n or "classifier" in n))
     rows = [[5 + i] * (1 + i % 9) for i in range(23)]
-    one = finetune.predict(model, rows, 2, FLOAT32, batch_rows=1)
-    np.testing.assert_allclose(finetune.predict(model, rows, 2, FLOAT32, batch_rows=23), one, atol=1e-6)
+    one = base.predict(model, rows, 2, FLOAT32, batch_rows=1)
+    np.testing.assert_allclose(base.predict(model, rows, 2, FLOAT32, batch_rows=23), one, atol=1e-6)
     assert one.sum(1) == pytest.approx(1)
 
 

@@ -63,7 +63,7 @@ def test_an_unknown_task_is_named():
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=80), st.integers(1, 9), st.integers(0, 3))
 def test_every_epoch_visits_each_example_once(lengths, step_rows, seed):
     rows = [[number + 10] * length for number, length in enumerate(lengths)]
-    loader = examples.Examples(rows, list(range(len(rows))), step_rows, 0, seed)
+    loader = examples.Examples(examples.Rows(rows, list(range(len(rows)))), step_rows, 0, seed)
     steps = iter(loader)
     for _ in range(2):
         seen = []
@@ -79,7 +79,7 @@ def test_every_epoch_visits_each_example_once(lengths, step_rows, seed):
 def test_buckets_leave_little_padding_and_a_new_order_every_epoch():
     draw = torch.Generator().manual_seed(0)
     lengths = torch.randint(5, 100, (2000,), generator=draw).tolist()
-    loader = examples.Examples([[1] * n for n in lengths], list(range(2000)), 16, 0, 0)
+    loader = examples.Examples(examples.Rows([[1] * n for n in lengths], list(range(2000))), 16, 0, 0)
     steps = iter(loader)
     epoch = [next(steps) for _ in range(loader.steps_per_epoch)]
     padded = sum(batch["input_ids"].numel() for batch in epoch)
@@ -89,7 +89,7 @@ def test_buckets_leave_little_padding_and_a_new_order_every_epoch():
 
 
 def test_resuming_costs_nothing_and_changes_nothing():
-    make = lambda: examples.Examples([[i] * (i % 7 + 1) for i in range(50)], list(range(50)), 4, 0, 3)
+    make = lambda: examples.Examples(examples.Rows([[i] * (i % 7 + 1) for i in range(50)], list(range(50))), 4, 0, 3)
     whole, steps = make(), []
     for number, batch in enumerate(whole):
         steps.append(batch["labels"].tolist())

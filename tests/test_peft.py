@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertMod
 from course_lib import cli, finetune, recorder
 from course_lib.budget import Budget, ReplayClock
 from course_lib.errors import CourseError
+from course_lib.heads import base as heads
 from course_lib.loop import train
 from course_lib.objectives import CausalLM
 from course_lib.peft import adapters, base, files, methods
@@ -428,13 +429,13 @@ def test_finetuning_stores_the_added_weights_only(method, table, tmp_path):  # n
 
     from course_lib.data import labelled
 
-    rows = finetune.encode(AutoTokenizer.from_pretrained(stored), labelled.load(str(table)).test, 0)
-    again = finetune.predict(model, rows, model.config.pad_token_id, FLOAT32)
+    rows = heads.encode(AutoTokenizer.from_pretrained(stored), labelled.load(str(table)).test.texts, 64)
+    again = heads.predict(model, rows, model.config.pad_token_id, FLOAT32)
     kept = json.loads((run.folder / "seed-0" / finetune.PREDICTIONS).read_text())["probabilities"]
     np.testing.assert_allclose(again, kept, atol=1e-5)
     for handle in model.added.handles[: -len(model.added["default"].heads)]:
         handle.remove()
-    alone = finetune.predict(model, rows, model.config.pad_token_id, FLOAT32)
+    alone = heads.predict(model, rows, model.config.pad_token_id, FLOAT32)
     assert abs(alone - again).max() > 1e-3, "not only the head has learnt"
 
 

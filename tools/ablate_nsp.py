@@ -158,7 +158,7 @@ def write(path: Path, rows: list[dict[str, Any]], task: labelled.Task) -> None:
         if len(correct["pairs+nsp"]) and len(correct[other])
     }
     tfidf = float((baselines.tfidf(task).argmax(1) == task.test.labels).mean())
-    about = {
+    about: dict[str, Any] = {
         "id": path.parent.name,
         "kind": "ablation",
         "command": ["python", *sys.argv[:1], "--out", str(path.parent)],

@@ -106,7 +106,8 @@ def main() -> None:
 
 def climb(side: str) -> dict[str, Setting]:
     """Every rung's name and whole setting, then the top one with each change of `ASIDE`."""
-    found, setting = {}, {}
+    found: dict[str, Setting] = {}
+    setting: Setting = {}
     for name, change in RUNGS[side]:
         found[name] = setting = setting | change
     return found | {name: setting | change for name, change in ASIDE[side]}

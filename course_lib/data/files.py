@@ -83,31 +83,37 @@ def table(spec: str, encoding: str = "utf-8") -> Any:
 
 
 def conll(path: Path, encoding: str = "utf-8") -> Any:
-    """Sentences of a CoNLL file as a Dataset of `tokens` and `tags` (first and last column), both lists of strings.
-
-    Columns are separated by tabs or blanks, sentences by empty lines; `-DOCSTART-` lines and `# comments` are left out.
-    """
+    """Sentences of a CoNLL file as a Dataset of `tokens` and `tags` (first and last column), both lists of strings."""
     from datasets import Dataset
 
-    sentences: list[dict[str, list[str]]] = []
-    tokens: list[str] = []
-    tags: list[str] = []
-    width = 0
-    for number, line in enumerate(chain(lines(path, encoding), [""]), 1):
-        columns = re.split(r"\t" if "\t" in line else r" +", line.strip(" \t\n"))
-        if columns == [""]:
-            if tokens:
-                sentences.append({"tokens": tokens, "tags": tags})
-                tokens, tags = [], []
-        elif columns[0] != "-DOCSTART-" and not (line.startswith("# ") or line == "#\n"):
-            width = width or len(columns)
-            if len(columns) != width or width < 2 or not columns[0]:
-                raise CourseError(f"{path}, line {number}: {len(columns)} columns, expected {max(width, 2)}.")
-            tokens.append(columns[0])
-            tags.append(columns[-1])
+    sentences = [
+        {"tokens": [row[0] for row in sentence], "tags": [row[-1] for row in sentence]}
+        for _, sentence in columns(path, encoding)
+    ]
     if not sentences:
         raise CourseError(f"{path} is empty.")
     return Dataset.from_list(sentences)
+
+
+def columns(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, list[list[str]]]]:
+    """(line, rows of columns) of every sentence of a CoNLL file.
+
+    Columns are separated by tabs or blanks, sentences by empty lines; `-DOCSTART-` lines and `# comments` are left out.
+    """
+    sentence: list[list[str]] = []
+    width = first = 0
+    for number, line in enumerate(chain(lines(path, encoding), [""]), 1):
+        found = re.split(r"\t" if "\t" in line else r" +", line.strip(" \t\n"))
+        if found == [""]:
+            if sentence:
+                yield first, sentence
+                sentence = []
+        elif found[0] != "-DOCSTART-" and not (line.startswith("# ") or line == "#\n"):
+            width = width or len(found)
+            if len(found) != width or width < 2 or not found[0]:
+                raise CourseError(f"{path}, line {number}: {len(found)} columns, expected {max(width, 2)}.")
+            first = first if sentence else number
+            sentence.append(found)
 
 
 def pieces(parts: Iterable[str]) -> Iterator[str]:

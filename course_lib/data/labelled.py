@@ -6,6 +6,7 @@ never in the text that it was pretrained on.
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ DEV_SHARE = 10  # one training text in so many is kept apart for choosing among 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Texts and the index of each one's class."""
+    """Texts (or pairs, or words in their places) and what each one's head should find, for example a class's index."""
 
-    texts: list[str]
-    labels: list[int]
+    texts: list[Any]
+    labels: list[Any]
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -45,6 +46,7 @@ class Task:
     train: Labelled
     dev: Labelled
     test: Labelled
+    notes: tuple[str, ...] = ()  # what a person should know about the data
 
     def with_labels(self, count: int) -> "Task":
         """The same task with only `count` training texts (0: all)."""
@@ -94,30 +96,86 @@ def _registered(name: str) -> Task:
             (row["text"], row["label"]) for row in table if all(row[column] == i for column, i in names.items())
         ]
     # Both held-out sides: nothing was chosen on either, and twice the texts halve the variance.
-    return _task(name, label.names, rows["train"], rows["valid"] + rows["test"])
+    found = _sides(name, rows["train"], rows["valid"] + rows["test"])
+    train, dev, test = (Labelled([t for t, _ in found[s]], [y for _, y in found[s]]) for s in SIDES)
+    return Task(name, label.names, train, dev, test)
 
 
 def _from_file(path: Path, encoding: str) -> Task:
-    rows: list[dict[str, Any]] = list(files.rows(path, encoding))
-    missing = {"text", "label"} - set(rows[0] if rows else {})
-    if missing:
-        raise CourseError(f"{path} has no column {' and no column '.join(sorted(missing))}; a task needs both.")
-    classes = sorted({str(row["label"]) for row in rows})
+    pairs = labelled_column(path, encoding)
+    classes = sorted({label for _, label in pairs})
     if len(classes) < 2:
         raise CourseError(f"{path} has only the class '{''.join(classes)}'; there is nothing to learn.")
-    pairs = list(dict.fromkeys((clean(str(row["text"])), classes.index(str(row["label"]))) for row in rows))
-    sides: dict[bool, list[tuple[str, int]]] = {True: [], False: []}
-    for pair in pairs:
-        sides[split_of(document_hash(pair[0])) == "train"].append(pair)
-    return _task(path.stem, classes, sides[True], sides[False])
+    sides = by_hash(path.stem, pairs)
+    index = lambda side: Labelled([text for text, _ in side], [classes.index(label) for _, label in side])
+    train, dev, test = (index(sides[side]) for side in SIDES)
+    return Task(path.stem, classes, train, dev, test)
 
 
-def _task(name: str, classes: list[str], train: list[tuple[str, int]], test: list[tuple[str, int]]) -> Task:
+Item = tuple[Any, Any]  # a text and its label, both as the file has them
+Sides = dict[str, list[Item]]
+SIDES = ("train", "dev", "test")
+
+
+def columns(path: Path, encoding: str, *names: str) -> list[dict[str, Any]]:
+    """The rows of a table that must have these columns."""
+    rows = list(files.rows(path, encoding))
+    missing = set(names) - set(rows[0] if rows else {})
+    if missing:
+        each = "both" if len(names) == 2 else f"all of {', '.join(names)}"
+        raise CourseError(f"{path} has no column {' and no column '.join(sorted(missing))}; a task needs {each}.")
+    return rows
+
+
+def labelled_column(path: Path, encoding: str) -> list[Item]:
+    """The distinct texts and labels of a table."""
+    rows = columns(path, encoding, "text", "label")
+    return list(dict.fromkeys((clean(str(row["text"])), str(row["label"])) for row in rows))
+
+
+def key(text: Any) -> str:
+    """What says whether two texts are the same."""
+    return text if isinstance(text, str) else getattr(text, "text", None) or "\n".join(map(str, text))
+
+
+def by_hash(name: str, items: list[Item]) -> Sides:
+    """Sides of one file: train or test by the text's hash as in pretraining, dev out of train by another."""
+    train = [item for item in items if split_of(document_hash(key(item[0]))) == "train"]
+    test = [item for item in items if split_of(document_hash(key(item[0]))) != "train"]
+    return _sides(name, train, test)
+
+
+def of_files(read: Callable[[str], list[Item]], train: str, valid: str, test: str) -> tuple[Sides, list[str]]:
+    """Sides of files that are split already, dev out of train if there is no `valid`; and notes on what they share."""
+    if not (train and test):
+        raise CourseError("Give both --train and --test (and --valid, or a tenth of train serves to choose on).")
+    learned, tested = read(train), read(test)
+    sides = _sides(train, learned, tested) if not valid else _ordered(learned) | {"dev": read(valid)}
+    sides["test"] = tested  # in the file's order
+    if not all(sides.values()):
+        raise CourseError(f"There are too few texts in {train}, {valid or train} and {test} to train, choose and test.")
+    seen = {key(text) for text, _ in learned}
+    notes = []
+    for side in ("dev", "test"):
+        again = sum(key(text) in seen for text, _ in sides[side])
+        if again and (valid or side == "test"):
+            notes.append(f"{again:,} of {len(sides[side]):,} {side} texts are also in train: the score flatters.")
+    return sides, notes
+
+
+def _order(text: Any) -> int:
     # A second hash, since the first one has already decided the side.
-    order = {text: document_hash(json.dumps([text, "order"])) for text, _ in train + test}
-    train, test = (sorted(side, key=lambda pair: order[pair[0]]) for side in (train, test))
-    dev = [pair for pair in train if order[pair[0]] % DEV_SHARE == 0]
-    rest = [pair for pair in train if order[pair[0]] % DEV_SHARE]
+    return document_hash(json.dumps([key(text), "order"]))
+
+
+def _ordered(train: list[Item]) -> Sides:
+    return {"train": sorted(train, key=lambda item: _order(item[0]))}
+
+
+def _sides(name: str, train: list[Item], test: list[Item]) -> Sides:
+    train, test = (sorted(side, key=lambda item: _order(item[0])) for side in (train, test))
+    dev = [item for item in train if _order(item[0]) % DEV_SHARE == 0]
+    rest = [item for item in train if _order(item[0]) % DEV_SHARE]
     if not (dev and rest and test):
         raise CourseError(f"'{name}' has too few texts to train, choose and test on.")
-    return Task(name, classes, *(Labelled([t for t, _ in s], [y for _, y in s]) for s in (rest, dev, test)))
+    return {"train": rest, "dev": dev, "test": test}

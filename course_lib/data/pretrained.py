@@ -7,7 +7,7 @@ import torch
 
 from course_lib import assets, progress
 from course_lib.errors import CourseError, unknown
-from course_lib.storage import new_folder
+from course_lib.storage import model_folder, new_folder
 
 PRETRAINED = ("minilm", "smollm2")
 
@@ -29,6 +29,22 @@ def folder(name: str) -> Path:
             else:
                 _from_package(name, path, scratch)
     return target
+
+
+def locate(name: str) -> Path:
+    """The folder of a model: a run or a local folder, a name of `PRETRAINED`, or `hf:OWNER/NAME`, fetched once."""
+    if name in PRETRAINED:
+        return folder(name)
+    if not name.startswith("hf:"):
+        return model_folder(Path(name))
+    from huggingface_hub import snapshot_download
+
+    hub = name.removeprefix("hf:")
+    try:
+        found = snapshot_download(hub, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"])
+    except Exception as error:  # whatever the client raises, the user can do the same about it
+        raise CourseError(f"The Hugging Face hub did not serve '{hub}' ({type(error).__name__}).") from error
+    return model_folder(Path(found))
 
 
 def _from_package(name: str, path: Path, target: Path) -> None:

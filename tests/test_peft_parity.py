@@ -143,7 +143,7 @@ def triples(ours, theirs):
         yield (part.P, part.E, part.Q), (module.lora_B["default"], module.lora_E["default"], module.lora_A["default"])
 
 
-@pytest.mark.parametrize("architecture", ["qwen3", "gpt2", "llama"])
+@pytest.mark.parametrize("architecture", ["qwen3", "gpt2"])
 def test_adalora_forward_penalty_and_gradients(architecture):
     ours, theirs = adalora_pair(architecture, TARGETS[architecture])
     plain = theirs.model(input_ids=tokens(), labels=tokens())
@@ -172,7 +172,9 @@ def test_adalora_follows_the_whole_rank_schedule(targets):
     On GPT-2, which is float64 throughout: RMS norms compute in float32, and 40 steps of Adam make 1e-6 of that.
     """
     ours, theirs = adalora_pair("gpt2", targets)
-    optimizers = [torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], lr=0.01) for m in (ours, theirs)]
+    # peft marks `ranknum`, the constant in its scale, as trainable; a step of AdamW would change it
+    named = [[p for n, p in m.named_parameters() if p.requires_grad and "ranknum" not in n] for m in (ours, theirs)]
+    optimizers = [torch.optim.AdamW(parameters, lr=0.01) for parameters in named]
     ranks = []
     for step in range(1, 41):
         batch = torch.randint(3, 64, (2, 9), generator=torch.Generator().manual_seed(step))

@@ -58,6 +58,10 @@ class Tuning:
     valid: str = _option("", "the file to choose on; empty: a tenth of --train")
     test: str = _option("", "the file to test on")
     model: str = _option("", "a run or any folder with a pretrained model, minilm, smollm2, or hf:OWNER/NAME")
+    method: str = _option(
+        "",
+        "train added weights only: lora, adalora, adapter, prefix, prompt, bitfit; with settings: lora:rank=4,alpha=8",
+    )
     scratch: bool = _option(False, "the same network with new weights, to see what pretraining was worth")
     encoding: str = _option("utf-8", "of your table")
     labels: int = _option(0, "train on so many texts only; 0: all")

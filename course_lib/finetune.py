@@ -31,6 +31,7 @@ from course_lib.data import labelled, pretrained
 from course_lib.errors import CourseError
 from course_lib.examples import Rows
 from course_lib.heads import base, registry
+from course_lib.peft import adapters, files, methods
 from course_lib.precision import Precision
 from course_lib.record import Run, Timer, now
 from course_lib.recorder import Log, drive
@@ -57,6 +58,8 @@ def finetune(
     started = time.monotonic() if started is None else started
     progress.hush_transformers()
     folder, head = pretrained.locate(tuning.model), registry.get(tuning.head)
+    if tuning.method:
+        methods.parse(tuning.method)  # an error before anything is made
     task = head.task(tuning)
     for note in task.notes:
         log(note)
@@ -165,7 +168,11 @@ def _one(
         with timer("evaluate"):
             _store(run, ask)
         with new_folder(run.folder / "model") as scratch:
-            state.model.save_pretrained(scratch)
+            if tuning.method:  # the added weights alone; `files.restore` puts them on the base again
+                files.save(state.model, scratch, str(folder))
+                state.model.config.save_pretrained(scratch)
+            else:
+                state.model.save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)
         run.update(status="finished", finished=now())
         checkpoint.remove(run.folder / "checkpoints")
@@ -253,8 +260,13 @@ def build(tuning: Tuning, folder: Path, task: labelled.Task, tokenizer: Any, whe
     if tuning.budget:
         clocks.append(WallClock(parse_duration(tuning.budget)))
     budget = Budget(FirstOf(*clocks))
+    if tuning.method:
+        adapters.apply(model, methods.parse(tuning.method))
     optimizer = optim.for_finetuning(model, tuning.lr, tuning.layer_decay, tuning.weight_decay, tuning.freeze)
     objective = head.objective(tuning, task)
+    if tuning.method:
+        objective = adapters.objective(model, objective)
+        adapters.follow(model, [optimizer], budget)
     if tuning.freeze == "gradual":
         objective = freezing.Gradual(objective, model, lambda: budget.progress)
     if tuning.keep not in ("best", "last"):
@@ -296,7 +308,8 @@ def _result(parts: list[Run], head: base.Head) -> dict[str, Any]:
 def _name(tuning: Tuning, folder: Path) -> str:
     """A readable name: what was tuned on what."""
     source = folder.parent if folder.name == "model" else folder
-    return f"{source.name}-{Path(tuning.train or tuning.task).stem}" + "-scratch" * tuning.scratch
+    suffix = f"-{tuning.method.partition(':')[0]}" if tuning.method else ""
+    return f"{source.name}-{Path(tuning.train or tuning.task).stem}" + "-scratch" * tuning.scratch + suffix
 
 
 def _keep_only(best: Run, parts: list[Run], run: Run) -> None:

@@ -20,7 +20,7 @@ def depth(model: Any) -> int:
 
 def level(model: Any, name: str) -> int:
     """How far above the embeddings a parameter stands. What is above the last layer (norm, head) is one level."""
-    layer = re.search(r"\.(?:layers?|h)\.(\d+)\.", name)
+    layer = re.search(r"[./](?:layers?|h)[./](\d+)[./]", name)  # "/" in adapters' names
     return 0 if models.is_embedding(name) else int(layer[1]) + 1 if layer else depth(model)
 
 
@@ -42,7 +42,8 @@ def freeze(model: Any, how: str) -> None:
     """Take what is below the lowest learning level out of the training for good."""
     learning = lowest(model, how)
     for name, p in model.named_parameters():
-        p.requires_grad_(level(model, name) >= learning)
+        if level(model, name) < learning:  # else as it is: an adapter has frozen its base
+            p.requires_grad_(False)
 
 
 class Gradual:

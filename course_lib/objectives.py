@@ -7,7 +7,7 @@ give exactly the big batch's gradient, and one without any contributes zero inst
 Every objective predicts tokens at `labels` that are not `IGNORE`, and applies the output head there only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Protocol
 
 import torch
@@ -265,3 +265,23 @@ class SpanEnds:
         ends = torch.stack([found.start_logits, found.end_logits], 1).float()  # (rows, 2, length)
         ends = ends.masked_fill(batch["attention_mask"][:, None] == 0, float("-inf"))
         return {"span": F.cross_entropy(ends.flatten(0, 1), batch["labels"].flatten(), reduction="sum")}
+
+
+class Penalized:
+    """Another objective and a penalty on the weights, `weight` times once a step.
+
+    The penalty is a term with one target a micro-batch, so the loop's mean over targets makes it count once, however
+    many micro-batches and processes there are.
+    """
+
+    def __init__(self, objective: Objective, penalty: Callable[[PreTrainedModel], torch.Tensor], weight: float):
+        self.objective, self.penalty = objective, penalty
+        self.weights = {**objective.weights, "penalty": weight}
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """The objective's own, and one."""
+        return {**self.objective.counts(batch), "penalty": 1}
+
+    def __call__(self, model: PreTrainedModel, batch: Batch) -> dict[str, torch.Tensor]:
+        """The objective's own sums, and the penalty."""
+        return {**self.objective(model, batch), "penalty": self.penalty(model)}

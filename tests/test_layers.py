@@ -37,6 +37,8 @@ LAYERS = [
     ["record", "checkpoint", "loop"],
     ["metrics", "evaluate", "pairs", "baselines", "sample", "judge", "plan", "training"],
     ["heads.base", "heads.classify", "heads.windows", "heads.tokens", "heads.spans", "heads.registry"],
+    ["peft.base", "peft.lora", "peft.adalora", "peft.bottleneck", "peft.bitfit", "peft.prefix", "peft.prompt"],
+    ["peft.methods", "peft.adapters", "peft.files"],
     ["recorder", "pretrain", "finetune"],
     ["report", "cram", "doctor"],
     ["checks.grading", "checks.chNN"],
@@ -95,6 +97,13 @@ def test_the_library_is_thin():
     """What every chapter stands on; corpora, heads, methods and graders are one file each, and counted apart."""
     engine = [p for p in LIBRARY if p.parent.name == "course_lib"]
     assert sum(code_lines(p.read_text(encoding="utf-8")) for p in engine) <= 4_000
+
+
+def test_a_parameter_efficient_method_is_one_short_file():
+    mechanism = ("__init__", "base", "methods", "adapters", "files")
+    files = [p for p in LIBRARY if p.parent.name == "peft" and p.stem not in mechanism]
+    assert len(files) >= 6
+    assert all(len(p.read_text(encoding="utf-8").splitlines()) <= 150 for p in files)
 
 
 def test_importing_the_package_and_asking_for_help_loads_nothing_heavy():

@@ -1,0 +1,122 @@
+"""Adapters in files: the added weights alone, the base by reference. LoRA's files are those of the `peft` package.
+
+A folder holds `adapter.json` (method, settings, base and its fingerprint) and `adapter_model.safetensors`.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
+from transformers.pytorch_utils import Conv1D
+
+from course_lib.errors import CourseError
+from course_lib.peft import adapters, base, methods
+from course_lib.peft.lora import LoRA
+
+ABOUT, WEIGHTS, THEIRS = "adapter.json", "adapter_model.safetensors", "adapter_config.json"
+PREFIX = "base_model.model."  # before every name in peft's files
+SAMPLE = 64  # values of every matrix that the fingerprint looks at
+
+
+@torch.no_grad()
+def fingerprint(model: Any) -> str:
+    """A hash of the base's blocks: some values of every weight, in float16, so that the precision is all the same.
+
+    What a task adds (heads) does not count, nor does an adapter, unless it is merged.
+    """
+    digest = hashlib.sha256()
+    for name, p in model.named_parameters():
+        block = base.BLOCK.search(name)
+        if block and not name.startswith(f"{base.CONTAINER}."):
+            values = p.detach().flatten()[:: max(1, p.numel() // SAMPLE)].to("cpu", torch.float16)
+            digest.update(f"{name[block.start() :].strip('.')} {tuple(p.shape)}".encode() + values.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save(model: Any, folder: Path, reference: str, name: str = "") -> None:
+    """Write adapter `name` (the active one) into `folder`; `reference`: where the base is, a path or a hub's id."""
+    on = adapters.of(model)
+    if on.merged:
+        raise CourseError("The adapter is merged into the base. `unmerge` it first, or `finish` and save the model.")
+    name = name or on.active
+    added: Any = on[name]
+    method: Any = on.methods[name].final()
+    about = {
+        "method": methods.name_of(method),
+        "settings": asdict(method),
+        "base": reference,
+        "fingerprint": fingerprint(model),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {PREFIX + n: t.detach().cpu().contiguous() for n, t in added.tensors().items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    if isinstance(method, LoRA):
+        theirs = _for_peft(model, method, added, reference)
+        (folder / THEIRS).write_text(json.dumps(theirs, indent=2) + "\n", encoding="utf-8")
+
+
+def load(model: Any, folder: Path, name: str = "default") -> Any:
+    """Put the adapter in `folder` on `model` as `name`, and switch it on; also a LoRA that `peft` wrote.
+
+    Raises CourseError if it was made for another base.
+    """
+    about = _about(folder)
+    tensors = {n.removeprefix(PREFIX): t for n, t in load_file(folder / WEIGHTS).items()}
+    if about["fingerprint"] and about["fingerprint"] != fingerprint(model):
+        raise CourseError(f"The adapter in {folder} was made for another base, '{about['base']}'. Load that one first.")
+    settings = {n: tuple(v) if isinstance(v, list) else v for n, v in about["settings"].items()}
+    if about["method"] == "lora" and not about["fingerprint"]:
+        settings["targets"] = tuple(sorted(n.removesuffix(".lora_A.weight") for n in tensors if "lora_A" in n))
+    method = methods.get(about["method"])(**settings)
+    outputs = next((len(t) for n, t in tensors.items() if n in {f"{head}.weight" for head in base.HEADS}), 0)
+    added = adapters.build(model, method, outputs)
+    added.load(tensors)
+    return adapters.put(model, added, method, name)
+
+
+def restore(folder: Path, kind: Any) -> Any:
+    """The base that an adapter refers to, with the adapter on it. `kind`: an auto class of `transformers`.
+
+    A `config.json` beside the adapter counts before the base's own.
+    """
+    about = _about(folder)
+    config = AutoConfig.from_pretrained(folder if (folder / "config.json").exists() else about["base"])
+    return load(kind.from_pretrained(about["base"], config=config, dtype=torch.float32), folder)
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """What a folder says of its adapter."""
+    if (folder / ABOUT).exists():
+        return json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    if not (folder / THEIRS).exists():
+        raise CourseError(f"There is no adapter in {folder}.")
+    theirs = json.loads((folder / THEIRS).read_text(encoding="utf-8"))
+    unusual = ("use_dora", "rank_pattern", "alpha_pattern", "use_qalora", "lora_bias", "trainable_token_indices")
+    used = [n for n in unusual if theirs.get(n)] + ["bias"] * (theirs.get("bias", "none") != "none")
+    if theirs["peft_type"] != "LORA" or used:
+        raise CourseError(f"Of peft's adapters, plain LoRA is read; this is {theirs['peft_type']} {', '.join(used)}.")
+    names = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "rslora": "use_rslora"}
+    settings = {ours: theirs[name] for ours, name in names.items()}
+    return {"method": "lora", "settings": settings, "base": theirs["base_model_name_or_path"], "fingerprint": ""}
+
+
+def _for_peft(model: Any, method: LoRA, added: base.Added, reference: str) -> dict[str, Any]:
+    """LoRA's settings as `peft` writes them."""
+    paths = [base.path(name) for name in added.parts]
+    transposed = any(isinstance(model.get_submodule(path), Conv1D) for path in paths)
+    return {
+        "peft_type": "LORA", "base_model_name_or_path": reference, "r": method.rank, "lora_alpha": method.alpha,
+        "lora_dropout": method.dropout, "use_rslora": method.rslora, "target_modules": paths, "bias": "none",
+        "fan_in_fan_out": transposed, "modules_to_save": list(added.heads) or None, "inference_mode": True,
+    }  # fmt: skip
+
+
+def size(added: base.Added) -> int:
+    """Bytes of the weights that `save` writes, without the few hundred of names before them."""
+    return sum(t.numel() * t.element_size() for t in added.tensors().values())

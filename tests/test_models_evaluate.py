@@ -1,4 +1,5 @@
 import copy
+import json
 import lzma
 import math
 
@@ -7,13 +8,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from course_lib import evaluate, models, optim, plan, sample
+from course_lib import evaluate, judge, models, optim, plan, sample
 from course_lib.data.pack import Packed
 from course_lib.errors import CourseError
 from course_lib.objectives import CausalLM
 from course_lib.precision import Precision
 from course_lib.tokenizer import train as train_tokenizer
-from tests.conftest import make_text
+from tests.conftest import ROOT, make_text
 
 FLOAT32 = Precision("cpu", torch.float32)
 
@@ -165,3 +166,13 @@ def test_the_probe_halves_the_micro_batch_until_it_fits(tiny_model):
     assert all(torch.equal(value, before[name]) for name, value in tiny_model.state_dict().items())
     fits, _ = plan.probe(tiny_model, CausalLM(), lambda m: optim.build(m, "muon", 0.02, 0.01), batch, FLOAT32)
     assert fits == 13  # nothing shrank: the whole batch
+
+
+def test_the_committed_decoder_scores_what_its_record_says(cpu):
+    """Two hours of one thread; its float16 weights are read as they are stored."""
+    folder = ROOT / "runs" / "decoder-2h"
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    found = judge.on_corpus(folder, "movie_reviews", "utf-8", cpu)
+    assert found["bits_per_byte"] == pytest.approx(record["committed"]["movie_reviews_bits_per_byte"], abs=1e-3)
+    assert record["committed"]["movie_reviews_bits_per_byte"] <= 1.55
+    assert record["result"]["cpu_share"] >= 0.9

@@ -91,7 +91,7 @@ def new_model(folder: Path, classes: list[str], tuning: Tuning) -> Any:
     try:
         if not tuning.scratch:
             return head.auto.from_pretrained(folder, config=config, dtype=torch.float32)
-        model = head.auto.from_config(config)
+        model = head.auto.from_config(config, dtype=torch.float32)  # whatever the stored weights are
     except ValueError as error:
         raise CourseError(f"A {config.model_type} model has no head for '{tuning.head}'; try another model.") from error
     if config.model_type not in models.BASELINES:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from course_lib import cli, finetune, judge, models, optim, recipes, recorder
 from course_lib import tokenizer as tokenizers
@@ -84,6 +85,16 @@ def test_scratch_keeps_the_network_and_forgets_the_weights(tmp_path):
     assert not torch.equal(new.model.layers[0].attn.Wqkv.weight, source)
     assert models.count_parameters(kept) == models.count_parameters(new)
     assert kept.config.classifier_pooling == "mean"
+
+
+@pytest.mark.parametrize("scratch", [True, False])
+def test_a_half_precision_checkpoint_trains_in_float32(tmp_path, scratch):
+    """From random weights, too: a config remembers the dtype that it was stored in."""
+    folder = pretrained(tmp_path / "m", "qwen3") / "model"
+    half = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16)
+    half.save_pretrained(folder)
+    model = finetune.new_model(folder, ["a", "b"], Tuning(scratch=scratch))
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
 def test_seeds_differ_are_stored_apart_and_only_the_best_keeps_its_weights(table, tmp_path):

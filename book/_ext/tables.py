@@ -90,9 +90,21 @@ def command(record: Record) -> str:
 
 def about(record: Record) -> str:
     """What a measurement is: its own words, else the first line of the tool that made it."""
+    if record.get("kind") == "finetune":
+        return finetuned(record)
     script = re.search(r"tools/\w+\.py", command(record))
     words = record.get("about") or (documentation(ROOT / script[0]) if script else "")
     return re.split(r"\.(?:\s|$)", words)[0].replace("`", "") or NOTHING
+
+
+def finetuned(record: Record) -> str:
+    """Model, task and test accuracy of a fine-tuning run."""
+    result, asked = record["result"], record["config"]
+    start = "the network of" if asked["scratch"] else ""
+    return (
+        f"{start} {Path(asked['model']).name} on {record['task']['name']}: {result['accuracy']:.1%} right "
+        f"({result['least']:.1%} to {result['most']:.1%}, {result['seeds']} seeds)"
+    ).strip()
 
 
 def documentation(script: Path) -> str:

@@ -115,7 +115,7 @@ def test_a_stopped_run_continues_to_the_same_weights(corpus_file, tmp_path, monk
     timed = ("seconds", "worked")
     rows = [[{k: v for k, v in row.items() if k not in timed} for row in run.metrics()] for run in (finished, whole)]
     assert rows[0] == rows[1]
-    assert 0.1 < whole.info["result"]["cpu_share"] < 1.1
+    assert 0 < whole.info["result"]["cpu_share"] < 1.1
 
 
 def newest(runs):

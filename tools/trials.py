@@ -49,7 +49,7 @@ class Trials:
             done = subprocess.run([sys.executable, *arguments], env=environment, stdout=subprocess.PIPE, text=True)
             done.check_returncode()
             found = read(done.stdout)
-            if found.get("cpu_share", 1) >= LEAST_CPU_SHARE:
+            if (found.get("cpu_share") or 1) >= LEAST_CPU_SHARE:  # not measured on a GPU
                 break
         else:
             raise SystemExit(f"{what}: only {found['cpu_share']:.0%} of the processor. Stop what else runs; try again.")

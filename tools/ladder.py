@@ -4,7 +4,8 @@
     python -m tools.ladder --out runs/ladder-encoder --side encoder --budget 120 --seeds 3
 
 Every run trains for the same wall-clock time and is scored on the same held-out bytes. The rungs take turns within a
-seed. Stopped, the same command goes on. The table gives each change's gain with its interval over the seeds.
+seed. Stopped, the same command goes on, and a second one on another core takes its share. The table gives each
+change's gain with its interval over the seeds.
 """
 
 import argparse
@@ -85,6 +86,7 @@ def main() -> None:
     parser.add_argument("--side", choices=RUNGS, default="decoder")
     parser.add_argument("--budget", type=float, default=120, help="seconds of training (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--single", action="store_true", help="end after one run: to fill a pause")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)  # a single run, as a process of its own
     options = parser.parse_args()
     if options.one:
@@ -97,9 +99,9 @@ def main() -> None:
             asked = {"setting": setting, "seed": seed}
             what = {"name": name, "budget": options.budget} | asked
             script = [str(ROOT / "tools" / "ladder.py"), f"--side={options.side}", f"--budget={options.budget}"]
-            trials.run(what, [*script, f"--one={json.dumps(asked)}"])
-    trials.record["summary"] = summary(options.side, trials.record["runs"])
-    trials.write()
+            if trials.run(what, [*script, f"--one={json.dumps(asked)}"]) and options.single:
+                return
+    trials.store(summary=summary(options.side, trials.record["runs"]))
     for row in trials.record["summary"]:
         print("{name:<46}{mean:>8.3f}{gain:>8.3f}  [{low:.3f}, {high:.3f}]".format(**row))
 

@@ -2,9 +2,10 @@
 
     python -m tools.scaling --out runs/scaling
 
-Trains two sizes for each budget and seed by the ordinary command, fine-tunes the first seed's models five times each
+Trains two sizes for each budget and seed by the ordinary command, fine-tunes the first seed's models three times each
 beside the same network from random weights and TF-IDF, and fits bits = E + A·C^−α to the better size of each budget
-(C: FLOP of training). Stopped, the same command goes on. The models stay in OUT/models and are not committed.
+(C: FLOP of training). Stopped, the same command goes on, and a second one on another core takes its share.
+The models stay in OUT/models and are not committed.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from tools.trials import Trials
 
 BUDGETS = {"30s": 3, "1m": 3, "2m": 3, "5m": 3, "15m": 3, "60m": 1}  # budget → seeds
 SIZES = ("nano", "tiny")
-TASK, TUNING_SEEDS = "rotten_tomatoes", 5
+TASK, TUNING_SEEDS = "rotten_tomatoes", 3
 DAY = 86_400
 
 
@@ -31,17 +32,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--sizes", nargs="*", default=SIZES)
     parser.add_argument("--budgets", nargs="*", default=list(BUDGETS))
+    parser.add_argument("--seeds", type=int, default=3, help="at most so many (default: %(default)s)")
     options = parser.parse_args()
     trials = Trials(options.out, "scaling", corpus="movie_reviews", task=TASK)
     for budget in options.budgets:
-        for seed in range(BUDGETS[budget]):
+        for seed in range(min(options.seeds, BUDGETS[budget])):
             for size in options.sizes:
                 train(trials, options.out / "models", size, budget, seed)
         for size in options.sizes:
             judge(trials, options.out / "models", size, budget)
     runs = trials.record["runs"]
-    trials.record["law"] = law([run for run in runs if run["step"] == "pretrained"])
-    trials.write()
+    trials.store(law=law([run for run in runs if run["step"] == "pretrained"]))
     for run in runs:
         if run["step"] == "fine-tuned":
             print(
@@ -74,7 +75,11 @@ def judge(trials: Trials, models: Path, size: str, budget: str) -> None:
     ]  # fmt: skip
     scratch = f"{size}-scratch"
     source = f"--model={models / f'{size}-{budget}-0'}"
+    if not trials.done({"step": "pretrained", "size": size, "budget": budget, "seed": 0}):
+        return  # another process is at it
     trials.run({"step": "scratch", "size": size}, tune(scratch, source, "--scratch"), scores)
+    if not trials.done({"step": "scratch", "size": size}):
+        return
     tuned = f"{size}-{budget}-tuned"
 
     def read(printed: str) -> dict[str, Any]:

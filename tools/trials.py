@@ -1,11 +1,17 @@
-"""A record that remembers which of its runs are done: stopped, the same command goes on with the others."""
+"""A record that remembers which of its runs are done: stopped, the same command goes on with the others.
 
+The same command may run several times at once, one a core: each takes the runs that no other has taken.
+"""
+
+import contextlib
+import fcntl
+import hashlib
 import json
 import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,40 +35,67 @@ class Trials:
 
     def __init__(self, out: Path, kind: str, **about: Any):
         self.path = out / "run.json"
-        if self.path.exists():
-            self.record = json.loads(self.path.read_text(encoding="utf-8"))
-            return
-        self.record = {
+        self.about = {
             "id": out.name, "kind": kind, "command": ["python", *sys.argv], "started": now(), **provenance(),
             "device": pick("cpu").describe(), "threads": torch.get_num_threads(), **about, "runs": [],
         }  # fmt: skip
 
-    def run(self, what: dict[str, Any], arguments: Iterable[str], read: Read = last_line) -> None:
-        """Run `python arguments`, unless the record has a run with everything in `what`; `read` reads what it printed.
+    @property
+    def record(self) -> dict[str, Any]:
+        """What is stored now, by whichever process."""
+        return json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else self.about
 
-        Repeated once if something else took the processor's time, and refused after that.
+    def done(self, what: dict[str, Any]) -> bool:
+        """Whether the record has a run with everything in `what`."""
+        return any(what.items() <= run.items() for run in self.record["runs"])
+
+    def run(self, what: dict[str, Any], arguments: Iterable[str], read: Read = last_line) -> bool:
+        """Run `python arguments`, unless it is done or another process is at it; `read` reads what it printed.
+
+        Returns whether it ran here. Repeated once if something else took the processor's time, and refused after that.
         """
-        if any(what.items() <= done.items() for done in self.record["runs"]):
-            return
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(self.record["threads"])}
+        name = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+        with self._lock(name, wait=False) as taken:
+            if not taken or self.done(what):
+                return False
+            found = self._undisturbed(what, arguments, read)
+            print(f"{what}: {found}", flush=True)
+            self.store(runs=[what | found])
+        return True
+
+    def store(self, runs: Iterable[dict[str, Any]] = (), **results: Any) -> None:
+        """Add runs and set results; a half-written record never replaces a whole one."""
+        with self._lock("record", wait=True):
+            record = self.record
+            record |= {"runs": [*record["runs"], *runs], **results, "finished": now()}
+            scratch = self.path.with_suffix(".part")
+            scratch.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            scratch.replace(self.path)
+
+    def _undisturbed(self, what: dict[str, Any], arguments: Iterable[str], read: Read) -> dict[str, Any]:
+        threads = str(self.record["threads"])
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": threads}
+        command = [sys.executable, *arguments]
         for _ in range(2):
-            done = subprocess.run([sys.executable, *arguments], env=environment, stdout=subprocess.PIPE, text=True)
+            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
             done.check_returncode()
             found = read(done.stdout)
             if (found.get("cpu_share") or 1) >= LEAST_CPU_SHARE:  # not measured on a GPU
-                break
-        else:
-            raise SystemExit(f"{what}: only {found['cpu_share']:.0%} of the processor. Stop what else runs; try again.")
-        print(f"{what}: {found}", flush=True)
-        self.record["runs"].append(what | found)
-        self.write()
+                return found
+        raise SystemExit(f"{what}: only {found['cpu_share']:.0%} of the processor. Stop what else runs; try again.")
 
-    def write(self) -> None:
-        """Store the record; a half-written one never replaces it."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self.path.with_suffix(".part")
-        scratch.write_text(json.dumps(self.record | {"finished": now()}, indent=1) + "\n", encoding="utf-8")
-        scratch.replace(self.path)
+    @contextlib.contextmanager
+    def _lock(self, name: str, wait: bool) -> Iterator[bool]:
+        """A lock that its holder's end frees, however it ends. Yields whether it was got."""
+        folder = self.path.parent / ".taken"
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / name, "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
 
 
 def spread(scores: list[float]) -> dict[str, Any]:

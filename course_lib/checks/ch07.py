@@ -2,15 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from scipy import stats
 
-from course_lib.checks.grading import Properties, close, equal, grader, plain, written
+from course_lib.checks.grading import Properties, close, equal, grader, written
 
 GB = 10**9
-Law = tuple[float, float, float]
 
 
 @grader
@@ -42,71 +40,58 @@ def ex07_1(micro_batch: Callable[[int, int, int, int], tuple[int, int]], holds: 
 
 
 @grader
-def ex07_2(fit_law: Callable[[NDArray[Any], NDArray[Any]], Law], holds: Properties) -> None:
-    """E, A and α of bits = E + A·C^−α."""
-    flops = np.array([0.4, 1.1, 4.5, 14.7, 44.8, 180.0])
+def ex07_2(compute_for: Callable[[float, float, float, float], float], holds: Properties) -> None:
+    """The law solved for C: what a number of bits costs."""
 
-    def solve(bits: NDArray[Any]) -> Law:
-        found = fit_law(flops.copy(), bits.copy())
+    def solve(bits: float, floor: float = 1.2, scale: float = 0.9, power: float = 0.25) -> float:
+        found = compute_for(bits, floor, scale, power)
         written(found)
-        if len(found) != 3:
-            raise AssertionError("return three numbers: E, A and α")
         return found
 
-    def law(floor: float, scale: float, power: float) -> NDArray[Any]:
-        return floor + scale * flops**-power
-
-    def squares(found: Law, bits: NDArray[Any]) -> float:
-        return float(((law(*found) - bits) ** 2).sum())
-
-    with holds("points on a curve give its E back, the part that no computing removes"):
-        close(solve(law(1.2, 1.0, 0.3))[0], 1.2, 0.01, "E")
-    with holds("… and its A, in the units of C that you were given"):
-        close(solve(law(1.2, 1.0, 0.3))[1], 1.0, 0.02, "A")
-        close(solve(law(0.5, 2.5, 0.15))[1], 2.5, 0.02, "A")
-    with holds("… and its α, positive for a curve that falls"):
-        close(solve(law(1.2, 1.0, 0.3))[2], 0.3, 0.02, "α")
-        close(solve(law(1.5, 0.8, 0.7))[2], 0.7, 0.02, "α")
-    with holds("points that scatter get the curve with the least sum of squares"):
-        scattered = law(1.2, 1.0, 0.3) + np.array([0.03, -0.04, 0.02, 0.02, -0.03, 0.01])
-        found = solve(scattered)
-        best = 0.0040015  # of a search for α, with E and A in closed form
-        if squares(found, scattered) > 1.02 * best:
-            raise AssertionError(f"the sum of squares is {plain(squares(found, scattered))}, and {plain(best)} is possible")
+    with holds("put into the law, the answer gives the bits back"):
+        for bits in (2.1, 1.7, 1.35):
+            close(1.2 + 0.9 * solve(bits) ** -0.25, bits, 1e-4)
+    with holds("only what is above the floor can be bought: without E it would be cheaper"):
+        close(solve(1.65, 1.2, 0.9, 0.5), 4.0)
+        close(solve(0.45, 0.0, 0.9, 0.5), 4.0)
+    with holds("half of what is above the floor costs 2^(1/α) times as much"):
+        close(solve(1.2 + 0.2), 16 * solve(1.2 + 0.4), 1e-4)
+        close(solve(1.2 + 0.2, power=0.5), 4 * solve(1.2 + 0.4, power=0.5), 1e-4)
+    with holds("the floor itself, and what is below it, cost infinity"):
+        equal(solve(1.2), math.inf)
+        equal(solve(1.0), math.inf)
 
 
 @grader
-def ex07_3(gain: Callable[[dict[int, float], dict[int, float]], tuple[Any, ...]], holds: Properties) -> None:
-    """Mean, interval and verdict of paired differences."""
+def ex07_3(seeds_needed: Callable[[float, float], int], holds: Properties) -> None:
+    """The fewest seeds whose interval is no wider than the effect."""
 
-    def solve(old: dict[int, float], new: dict[int, float]) -> tuple[Any, ...]:
-        found = gain(dict(old), dict(new))
+    def solve(spread: float, effect: float) -> int:
+        found = seeds_needed(spread, effect)
         written(found)
-        if len(found) != 4:
-            raise AssertionError("return four things: mean, low, high and the verdict")
         return found
 
-    luck = {0: 2.0, 1: 2.4, 2: 1.9}
-    better = {seed: score - step for (seed, score), step in zip(luck.items(), (0.1, 0.2, 0.3), strict=True)}
-    steady = {seed: score - step for (seed, score), step in zip(luck.items(), (0.1, 0.1, 0.11), strict=True)}
-    with holds("the mean is what the new one saves: lower bits are better"):
-        close(solve(luck, better)[0], 0.2)
-        close(solve(better, luck)[0], -0.2)
-    with holds("the interval is Student's over the differences: two degrees of freedom for three seeds"):
-        half = 4.302652730 * 0.1 / math.sqrt(3)
-        close(solve(luck, better)[1:3], [0.2 - half, 0.2 + half])
-    with holds("a seed's luck, which both have, is in neither end"):
-        if solve(luck, steady)[3] != "helps":
-            raise AssertionError("all three seeds gain a tenth, and yet the verdict is not 'helps'")
-    with holds("only seeds that both have count"):
-        close(solve({**luck, 7: 9.9}, {**better, 8: 0.1})[:3], solve(luck, better)[:3])
-    with holds("the verdict is helps, hurts, or undecided where the interval holds zero"):
-        equal(solve(luck, steady)[3], "helps")
-        equal(solve(steady, luck)[3], "hurts")
-        equal(solve(luck, better)[3], "undecided")
-    with holds("fewer than three seeds decide nothing"):
-        two = {seed: luck[seed] for seed in (0, 1)}
-        equal(solve(two, {0: 1.0, 1: 1.4 + 1e-9})[3], "undecided")
+    def half(spread: float, seeds: int) -> float:
+        return float(stats.t.ppf(0.975, seeds - 1) * spread / math.sqrt(seeds))
+
+    with holds("with so many seeds, half of the interval is at most the effect"):
+        for spread in (0.02, 0.05, 0.11):
+            seeds = solve(spread, 0.03)
+            if half(spread, seeds) > 0.03:
+                raise AssertionError(f"spread {spread}, effect 0.03: {seeds} seeds give ± {half(spread, seeds):.4f}")
+    with holds("with one fewer, it is more"):
+        for spread in (0.02, 0.05, 0.11):
+            seeds = solve(spread, 0.03)
+            if seeds > 3 and half(spread, seeds - 1) <= 0.03:
+                raise AssertionError(f"spread {spread}, effect 0.03: {seeds - 1} seeds are enough")
+    with holds("a few seeds pay more than the factor 1.96"):
+        equal(solve(0.02, 0.02), 7)
+    with holds("half the effect takes four times the seeds, once they are many"):
+        close(solve(1.0, 0.05) / solve(1.0, 0.1), 4, 0.02)
+    with holds("three are the least, and a whole number is returned"):
+        equal(solve(0.001, 0.5), 3)
+        equal(solve(0.0, 0.5), 3)
+        equal(solve(0.05, 0.03), int(solve(0.05, 0.03)))
 
 
 @grader

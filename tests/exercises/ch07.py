@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 from scipy import stats
-from scipy.optimize import curve_fit, minimize_scalar
+from scipy.optimize import brentq, minimize_scalar
 
 from tests.exercises import Answers
 
@@ -62,108 +62,69 @@ def counted_up(state, row, memory, step_rows):
     return 0, 0
 
 
-def no_floor(flops, bits):
-    slope, start = np.polyfit(np.log(flops), np.log(bits), 1)
-    return 0.0, math.exp(start), -slope
+def solved(bits, floor, scale, power):
+    return (scale / (bits - floor)) ** (1 / power) if bits > floor else math.inf
 
 
-def floor_is_the_least(flops, bits):
-    slope, start = np.polyfit(np.log(flops[:-1]), np.log(bits[:-1] - bits.min()), 1)
-    return bits.min(), math.exp(start), -slope
+def by_bisection(bits, floor, scale, power):
+    if bits <= floor:
+        return math.inf
+    return math.exp(brentq(lambda log: floor + scale * math.exp(-power * log) - bits, -60, 60, xtol=1e-12))
 
 
-def in_flop(flops, bits):
-    floor, scale, power = least_squares(flops, bits)
-    return floor, scale * 1e12**power, power
+def without_a_floor(bits, floor, scale, power):
+    return (scale / bits) ** (1 / power)
 
 
-def sign_turned(flops, bits):
-    floor, scale, power = least_squares(flops, bits)
-    return floor, scale, -power
+def upside_down(bits, floor, scale, power):
+    return ((bits - floor) / scale) ** (1 / power) if bits > floor else math.inf
 
 
-def through_the_ends(flops, bits):
-    """Exact on three points, so that the others do not count."""
-    return least_squares(flops[[0, 2, 5] * 2], bits[[0, 2, 5] * 2])
+def wrong_root(bits, floor, scale, power):
+    return (scale / (bits - floor)) ** power if bits > floor else math.inf
 
 
-def least_squares(flops, bits):
-    law = lambda c, floor, scale, power: floor + scale * c**-power
-    found, _ = curve_fit(law, flops, bits, p0=(1.0, 2.0, 0.2), bounds=([0, 0, 0.01], [bits.min(), 20, 2]))
-    return tuple(found)
+def clipped_at_the_floor(bits, floor, scale, power):
+    return (scale / max(bits - floor, 1e-9)) ** (1 / power)
 
 
-def one_dimension(flops, bits):
-    """Given α, the law is a straight line in C^−α."""
-
-    def line(power):
-        design = np.stack([np.ones_like(flops), flops**-power], 1)
-        found, *_ = np.linalg.lstsq(design, bits, rcond=None)
-        return found, ((design @ found - bits) ** 2).sum()
-
-    power = minimize_scalar(lambda p: line(p)[1], bounds=(0.01, 2), method="bounded", options={"xatol": 1e-7}).x
-    (floor, scale), _ = line(power)
-    return floor, scale, power
+def half_width(spread, seeds):
+    return stats.t.ppf(0.975, seeds - 1) * spread / math.sqrt(seeds)
 
 
-def judged(mean, half, seeds):
-    low, high = mean - half, mean + half
-    verdict = "undecided" if seeds < 3 or low <= 0 <= high else "helps" if low > 0 else "hurts"
-    return mean, low, high, verdict
+def one_more_and_one_more(spread, effect):
+    seeds = 3
+    while half_width(spread, seeds) > effect:
+        seeds += 1
+    return seeds
 
 
-def differences(old, new):
-    return np.array([old[seed] - new[seed] for seed in sorted(old.keys() & new.keys())])
+def by_halving(spread, effect):
+    """The width falls with the seeds: double, then search between."""
+    enough = 3
+    while half_width(spread, enough) > effect:
+        enough *= 2
+    return next(seeds for seeds in range(max(3, enough // 2), enough + 1) if half_width(spread, seeds) <= effect)
 
 
-def with_scipy(old, new):
-    d = differences(old, new)
-    half = stats.t.ppf(0.975, len(d) - 1) * stats.sem(d) if len(d) > 1 else math.inf
-    return judged(d.mean(), half, len(d))
+def with_the_normal_quantile(spread, effect):
+    return max(3, math.ceil((1.96 * spread / effect) ** 2))
 
 
-def by_hand(old, new):
-    both = [seed for seed in old if seed in new]
-    gains = [old[seed] - new[seed] for seed in both]
-    n, mean = len(gains), sum(gains) / len(gains)
-    variance = sum((gain - mean) ** 2 for gain in gains) / max(n - 1, 1)
-    student = stats.t(max(n - 1, 1)).interval(0.95)[1]
-    return judged(mean, student * math.sqrt(variance / n), n)
+def one_too_many(spread, effect):
+    return one_more_and_one_more(spread, effect) + 1
 
 
-def higher_is_better(old, new):
-    return with_scipy(new, old)
+def without_the_root(spread, effect):
+    return max(3, math.ceil(1.96 * spread / effect))
 
 
-def normal_quantile(old, new):
-    d = differences(old, new)
-    return judged(d.mean(), 1.96 * d.std(ddof=1) / len(d) ** 0.5, len(d))
+def two_are_enough(spread, effect):
+    return next(seeds for seeds in range(2, 10_000) if half_width(spread, seeds) <= effect)
 
 
-def spread_of_the_seeds(old, new):
-    d = differences(old, new)
-    return judged(d.mean(), stats.t.ppf(0.975, len(d) - 1) * d.std(ddof=1), len(d))
-
-
-def unpaired(old, new):
-    a, b = (np.array(list(scores.values())) for scores in (old, new))
-    error = math.sqrt(a.var(ddof=1) / len(a) + b.var(ddof=1) / len(b))
-    return judged(a.mean() - b.mean(), stats.t.ppf(0.975, len(a) + len(b) - 2) * error, min(len(a), len(b)))
-
-
-def in_order(old, new):
-    pairs = list(zip(old.values(), new.values(), strict=False))
-    return with_scipy({n: a for n, (a, _) in enumerate(pairs)}, {n: b for n, (_, b) in enumerate(pairs)})
-
-
-def by_the_mean(old, new):
-    mean, low, high, _ = with_scipy(old, new)
-    return mean, low, high, "helps" if mean > 0 else "hurts"
-
-
-def two_are_enough(old, new):
-    mean, low, high, _ = with_scipy(old, new)
-    return *judged(mean, high - mean, 3)[:3], "undecided" if low <= 0 <= high else "helps" if low > 0 else "hurts"
+def whole_interval(spread, effect):
+    return one_more_and_one_more(spread, effect / 2)
 
 
 def formula(cost, between, budget):
@@ -259,23 +220,22 @@ ANSWERS = {
     ),
     "ex07_2": Answers(
         wrong={
-            "points on a curve": [no_floor, floor_is_the_least],
-            "… and its A": [in_flop, no_floor],
-            "… and its α": [sign_turned, floor_is_the_least],
-            "points that scatter": [through_the_ends],
+            "put into the law": [upside_down, without_a_floor],
+            "only what is above": [without_a_floor, upside_down],
+            "half of what": [wrong_root, without_a_floor],
+            "the floor itself": [clipped_at_the_floor, without_a_floor],
         },
-        right=[least_squares, one_dimension],
+        right=[solved, by_bisection],
     ),
     "ex07_3": Answers(
         wrong={
-            "the mean": [higher_is_better],
-            "the interval": [normal_quantile, spread_of_the_seeds],
-            "a seed's luck": [unpaired],
-            "only seeds": [in_order, unpaired],
-            "the verdict": [by_the_mean],
-            "fewer than": [two_are_enough],
+            "with so many": [with_the_normal_quantile, without_the_root],
+            "with one fewer": [one_too_many, whole_interval],
+            "a few seeds": [with_the_normal_quantile],
+            "half the effect": [without_the_root],
+            "three are": [two_are_enough, one_too_many],
         },
-        right=[with_scipy, by_hand],
+        right=[one_more_and_one_more, by_halving],
     ),
     "ex07_4": Answers(
         wrong={

@@ -8,7 +8,7 @@ from course_lib.compress import base, structure
 
 @dataclass(frozen=True)
 class Heads(base.Step):
-    """`ratio` of the attention heads in every block go, those that the loss misses least; `samples`: texts that judge."""
+    """`ratio` of the attention heads in every block go, those the loss misses least; `samples`: texts to judge by."""
 
     ratio: float = 0.5
     samples: int = 256

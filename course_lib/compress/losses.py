@@ -1,7 +1,7 @@
 """Distillation: a student learns what its teacher says, not only what the labels say. Objectives of the one loop.
 
-Hinton et al. (2015), *Distilling the knowledge in a neural network*; hidden states: Sun et al. (2019), *Patient knowledge
-distillation*; attention: Wang et al. (2020), *MiniLM*, here of all layers.
+Hinton et al. (2015), *Distilling the knowledge in a neural network*; hidden states: Sun et al. (2019), *Patient
+knowledge distillation*; attention: Wang et al. (2020), *MiniLM*, here of all layers.
 """
 
 from collections.abc import Callable

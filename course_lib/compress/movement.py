@@ -42,7 +42,7 @@ class Movement(base.Step):
         return settle(model)
 
     def zeros(self, progress: float) -> float:
-        """ratio·(1 − (1 − t)³) with t = progress / ramp: fast at first, while many weights can go (Zhu and Gupta 2017)."""
+        """ratio·(1 − (1 − t)³) with t = progress / ramp: fast at first, while many can go (Zhu and Gupta 2017)."""
         return self.ratio * (1 - (1 - min(1.0, progress / self.ramp)) ** 3)
 
 

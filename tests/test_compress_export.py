@@ -13,6 +13,7 @@ from course_lib.compress.int4 import Int4
 from course_lib.compress.int8 import Int8
 from course_lib.errors import CourseError
 from course_lib.record import Run
+from tests.conftest import make_text
 from tests.test_compress_quantize import Desk, classifier
 from tests.test_finetune import pretrained, quiet, table, tuning  # noqa: F401 (table is a fixture)
 from tests.test_peft_parity import error
@@ -79,9 +80,11 @@ def test_what_cannot_be_exported_is_named(tmp_path):
 
 def test_the_command_measures_stores_and_is_compared(table, tmp_path, capsys):  # noqa: F811
     source = pretrained(tmp_path / "m", "qwen3")
+    more = tmp_path / "more.txt"
+    more.write_text("\n\n".join(f"{make_text(i, 3)} It is wonderful." for i in range(900, 960)))
     tuned = finetune.finetune(tuning(table, source), runs=tmp_path / "runs", log=quiet)
     options = ["compress", f"--model={tuned.folder}", f"--runs={tmp_path / 'runs'}", "--repeats=5"]
-    assert cli.main([*options, "--recipe=distill:layers=1,epochs=3+int8:scheme=dynamic"]) == 0
+    assert cli.main([*options, f"--recipe=distill:layers=1,epochs=3,texts=60,corpus={more}+int8:scheme=dynamic"]) == 0
     shown = capsys.readouterr().out
     assert "× smaller" in shown
     assert "peak memory" in shown

@@ -17,6 +17,10 @@ class Work(Protocol):
         """So many training texts as padded batches, always the same."""
         ...
 
+    def more(self, corpus: str, texts: int) -> Rows:
+        """Train, and so many sentences of a corpus without a label; none of them is a held-out text."""
+        ...
+
     def objective(self) -> Objective:
         """What the task minimises."""
         ...

@@ -12,7 +12,8 @@ from course_lib.compress.layers import chosen
 class Distill(base.Step):
     """`layers` of the student, 0: the model as it is (after pruning, say); weights and `temperature`: `losses`.
 
-    The teacher is the model before the recipe's first step.
+    The teacher is the model before the recipe's first step. With `texts` it also says what it thinks of so many
+    sentences of `corpus`, which need no labels.
     """
 
     layers: int = 2
@@ -22,6 +23,8 @@ class Distill(base.Step):
     hidden: float = 1.0
     attention: float = 0.0
     epochs: float = 3.0
+    texts: int = 0
+    corpus: str = "movie_reviews"
 
     def apply(self, model: Any, work: base.Work) -> Any:
         """Drop layers, learn."""
@@ -31,6 +34,7 @@ class Distill(base.Step):
         objective = losses.Distillation(
             work.objective(), teacher, self.temperature, self.alpha, self.hidden, self.attention
         )
-        work.learn(model, self.epochs, objective)
+        rows = work.more(self.corpus, self.texts) if self.texts else None
+        work.learn(model, self.epochs, objective, rows=rows)
         model.set_attn_implementation("sdpa")
         return model

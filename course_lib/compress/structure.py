@@ -155,7 +155,7 @@ def fit(model: nn.Module, name: str, tensors: dict[str, torch.Tensor], is_quanti
     module: Any = model.get_submodule(name)
     if is_quantized:
         q = tensors[f"{name}.q"]
-        shape = (q.size(0), q.size(1) * (2 if q.dtype == torch.uint8 else 1))
+        shape: tuple[int, ...] = (q.size(0), q.size(1) * (2 if q.dtype == torch.uint8 else 1))
         shape = shape[::-1] if isinstance(module, Conv1D) else shape
     else:
         shape = tuple(tensors[f"{name}.weight"].shape)
@@ -173,7 +173,8 @@ def _note_shape(model: nn.Module, name: str) -> None:
     if isinstance(module, Conv1D):
         module.nf, module.nx = outputs, inputs
         if name.endswith(".c_attn"):
-            model.get_submodule(name.rpartition(".")[0]).split_size = outputs // 3
+            owner: Any = model.get_submodule(name.rpartition(".")[0])
+            owner.split_size = outputs // 3
     else:
         module.out_features, module.in_features = outputs, inputs
 
@@ -187,7 +188,7 @@ def keep_layers(model: Any, kept: list[int]) -> None:
     for number, layer in enumerate(left):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = number
+                module.layer_idx = number  # type: ignore[assignment]
     if getattr(model.config, "layer_types", None):
         model.config.layer_types = [model.config.layer_types[i] for i in kept]
     model.config.num_hidden_layers = len(kept)

@@ -1,10 +1,13 @@
 """What a recipe works in: a fine-tuned model, its task, and the ordinary fine-tuning loop to learn on."""
 
+import itertools
+import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -12,11 +15,11 @@ from course_lib import checkpoint, device, finetune, schedule
 from course_lib.budget import parse_duration
 from course_lib.compress import files
 from course_lib.config import Tuning
-from course_lib.data import labelled
+from course_lib.data import corpora, labelled
 from course_lib.errors import CourseError
-from course_lib.examples import Rows
+from course_lib.examples import Examples, Rows
 from course_lib.heads import registry
-from course_lib.objectives import Batch, Objective
+from course_lib.objectives import IGNORE, Batch, Objective
 from course_lib.peft import adapters
 from course_lib.peft import files as added
 from course_lib.precision import Precision
@@ -51,6 +54,21 @@ class Workshop:
         made = [encoded.batch(list(part), self.tokenizer.pad_token_id) for part in parts]
         return [{k: v.to(place) for k, v in batch.items()} for batch in made]
 
+    def more(self, corpus: str, texts: int) -> Rows:
+        """Sentences as they come in the corpus's documents, shuffled by the seed, of 4 words or more."""
+        held_out = {str(text).strip() for side in (self.task.dev, self.task.test) for text in side.texts}
+        documents = list(itertools.islice(corpora.load(corpus, self.tuning.encoding).documents(), texts))
+        every = [part.strip() for text in documents for part in re.split(r"(?<=[.!?])\s+", text)]
+        usable = [text for text in dict.fromkeys(every) if text not in held_out and len(text.split()) >= 4]
+        if not usable or isinstance(self.task.train.labels[0], list | tuple):
+            raise CourseError(f"'{corpus}' has no sentences for '{self.tuning.head}'; use a task of one label a text.")
+        random.Random(self.tuning.seed).shuffle(usable)
+        side = labelled.Labelled(usable[:texts], [IGNORE] * len(usable[:texts]))
+        train = finetune.encode(self.teacher, self.tokenizer, self.task.train, self.tuning)
+        found = finetune.encode(self.teacher, self.tokenizer, side, self.tuning)
+        types = train.types + found.types if train.types and found.types else None
+        return Rows(train.ids + found.ids, train.labels + found.labels, types)
+
     def objective(self) -> Objective:
         """The head's."""
         return registry.get(self.tuning.head).objective(self.tuning, self.task)
@@ -81,7 +99,7 @@ class Workshop:
                 state.optimizers[0].register_step_post_hook(lambda *_: after(budget.progress))
             part.update(settings=asdict(tuning), plan={"micro_rows": tuning.step_rows}, status="running")
             shape = schedule.build(tuning.schedule, tuning.warmup, 1 - tuning.warmup)
-            steps = ([batch] for batch in state.loader)
+            steps = ([batch] for batch in cast(Examples, state.loader))
             with timer("train"):
                 drive(part, state, steps, shape, dict, timer, self.log, parse_duration(self.save_every))
             part.update(status="finished")

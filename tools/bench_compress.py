@@ -1,6 +1,6 @@
 """What compression costs and gains: recipes on fine-tuned models of several seeds; write a record.
 
-    python tools/bench_compress.py --models runs/a runs/b … --out runs/bench-compress [--recipes int8 distill:layers=1+int8]
+    python tools/bench_compress.py --models runs/a runs/b … --out runs/bench-compress [--recipes int8 int4]
 
 Give one fine-tuning run a seed. Each recipe on each model is a process of its own, which measures the model before and
 after in turn, in the same runtime, on the same batch and threads, so the ratios are within one run. Stopped, the same
@@ -50,8 +50,8 @@ def measure(trials: Trials, model: Path, what: dict[str, Any]) -> None:
     scratch = Path(tempfile.mkdtemp(prefix="bench-compress-"))
     seed = finetune.Tuning(**Run.open(model).info["config"]).seed
     arguments = [
-        "-m", "course_lib", "compress", "--json", "--model", str(model), "--recipe", what["recipe"], "--runs", str(scratch),
-        "--run-id", "it", "--seed", str(seed), "--rows", str(what["rows"]), "--length", str(what["length"]),
+        "-m", "course_lib", "compress", "--json", "--model", str(model), "--recipe", what["recipe"],
+        "--runs", str(scratch), "--run-id", "it", "--seed", str(seed), "--rows", str(what["rows"]), "--length", str(what["length"]),
     ]  # fmt: skip
     try:
         trials.run(what, arguments, lambda printed: found(json.loads(printed), model, scratch))

@@ -49,10 +49,9 @@ def measure(trials: Trials, model: Path, what: dict[str, Any]) -> None:
     """One recipe on one model; of what it leaves only the numbers are kept."""
     scratch = Path(tempfile.mkdtemp(prefix="bench-compress-"))
     seed = finetune.Tuning(**Run.open(model).info["config"]).seed
-    arguments = [
-        "-m", "course_lib", "compress", "--json", "--model", str(model), "--recipe", what["recipe"],
-        "--runs", str(scratch), "--run-id", "it", "--seed", str(seed), "--rows", str(what["rows"]), "--length", str(what["length"]),
-    ]  # fmt: skip
+    fixed = ["-m", "course_lib", "compress", "--json", "--run-id", "it", "--runs", str(scratch), "--seed", str(seed)]
+    shape = ["--rows", str(what["rows"]), "--length", str(what["length"])]
+    arguments = [*fixed, *shape, "--model", str(model), "--recipe", what["recipe"]]
     try:
         trials.run(what, arguments, lambda printed: found(json.loads(printed), model, scratch))
     finally:

@@ -26,7 +26,7 @@ class Magnitude(base.Step):
 
     def apply(self, model: Any, work: base.Work) -> Any:
         """Mask, then learn with what is left."""
-        weights = {name: module.weight.data for name, module in inner(model).items()}
+        weights: dict[str, Any] = {name: module.weight.data for name, module in inner(model).items()}
         for name, mask in masks(weights, self.ratio, self.scope).items():
             parametrize.register_parametrization(model.get_submodule(name), "weight", Mask(mask))
         if self.epochs:

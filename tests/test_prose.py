@@ -79,7 +79,7 @@ def anchors(text):
 
 
 def test_works_named_in_docstrings_are_in_the_bibliography():
-    text = "\n".join(p.read_text(encoding="utf-8") for p in sorted((ROOT / "course_lib").glob("*.py")))
+    text = "\n".join(p.read_text(encoding="utf-8") for p in sorted((ROOT / "course_lib").rglob("*.py")))
     named = re.findall(r"([A-Z][a-z]+)(?: et al\.| and [A-Z][a-z]+)?,? \(?((?:19|20)\d\d)\b", text)
     assert len(named) > 10
     assert {f"{name.lower()}{year}" for name, year in named} - KEYS == set()

@@ -44,10 +44,7 @@ class AdaLoRA(base.Method):
 
 
 class Singular(base.Part):
-    """h = Wx + s·P Λ Q x, equation eq-adalora: P (out, rank), Λ (rank, 1), Q (rank, in).
-
-    Λ is zero, so nothing changes at the start.
-    """
+    """h = Wx + s·P Λ Q x, equation eq-adalora: P (out, rank), Λ (rank, 1) zero at first, Q (rank, in)."""
 
     kept: torch.Tensor  # (rank,), which singular values are not pruned
 

@@ -168,6 +168,13 @@ def in_one_vector(importance, budget):
     return [torch.cat(by_topk(importance, budget))]
 
 
+def without_a_limit(importance, budget):
+    scores = torch.cat(importance)
+    kept = torch.zeros_like(scores).bool()
+    kept[scores.topk(budget).indices] = True  # raises if there are fewer
+    return list(kept.split([len(part) for part in importance]))
+
+
 def one_too_many(importance, budget):
     return by_topk(importance, budget + 1)
 
@@ -195,6 +202,8 @@ ANSWERS = {
         wrong={
             "A is (rank, in)": [swapped],
             "their product is the closest matrix of rank 1": [the_smallest, without_singular_values, first_rows],
+            "their product is the closest matrix of rank 3": [the_smallest, first_rows],
+            "at full rank": [without_singular_values],
             "both have the same norm": [all_in_b],
         },
         right=[by_svd, by_eigenvectors],
@@ -212,7 +221,9 @@ ANSWERS = {
         wrong={
             "one boolean vector": [as_numbers, in_one_vector],
             "the most important": [a_share_each, the_least_important],
+            "a larger budget": [a_share_each, the_least_important],
             "nothing is kept": [one_too_many],
+            "a budget larger": [without_a_limit],
         },
         right=[by_topk, by_threshold],
     ),

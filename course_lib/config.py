@@ -53,7 +53,8 @@ class Tuning:
 
     task: str = _option(
         "rotten_tomatoes",
-        "rotten_tomatoes, imdb, zh_sentiment, peoples_daily or wiki_names (both ner), or a file that the head reads",
+        "rotten_tomatoes, imdb, wiki_topics, zh_sentiment, peoples_daily or wiki_names (both ner), or a file that the "
+        "head reads",
     )
     head: str = _option("sequence", "what is learnt: sequence, pair, multilabel, regression, ner or span")
     train: str = _option("", "instead of a task: the file to learn from")

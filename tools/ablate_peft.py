@@ -169,7 +169,8 @@ def change(folder: Path, asked: Asked) -> dict[str, Any]:
     accuracy = []
     for rank in RANKS:
         for module, start, (u, s, v) in parts.values():
-            module.weight.copy_(start + u[:, :rank] * s[:rank] @ v[:rank])
+            weights: Any = module.weight
+            weights.copy_(start + u[:, :rank] * s[:rank] @ v[:rank])
         logits = heads.run(model, rows, tokenizer.pad_token_id, Precision("cpu", torch.float32))
         right = np.stack(logits).argmax(-1) == np.array(task.test.labels)
         accuracy.append(round(float(right.mean()), 4))

@@ -14,7 +14,7 @@ LIBRARY = sorted((ROOT / "course_lib").rglob("*.py"))
 # From the ground up; a module may import only from rows above its own (or its own row, further left).
 LAYERS = [
     ["errors"],
-    ["budget", "storage", "spec", "config", "progress", "loggers", "show", "bootstrap"],
+    ["budget", "storage", "spec", "config", "ladder", "progress", "loggers", "show", "bootstrap"],
     ["device", "assets"],
     ["tokenizer", "models"],
     ["data.clean", "data.filters", "data.files", "data.docs", "data.registry", "data.library", "data.card"],

@@ -51,7 +51,8 @@ class Tuning:
     """Fine-tuning of a pretrained model on labelled texts."""
 
     task: str = _option(
-        "rotten_tomatoes", "rotten_tomatoes, imdb, zh_sentiment, peoples_daily (ner), or a file that the head reads"
+        "rotten_tomatoes",
+        "rotten_tomatoes, imdb, zh_sentiment, peoples_daily or wiki_names (both ner), or a file that the head reads",
     )
     head: str = _option("sequence", "what is learnt: sequence, pair, multilabel, regression, ner or span")
     train: str = _option("", "instead of a task: the file to learn from")

@@ -170,3 +170,26 @@ def test_peoples_daily_has_a_tag_a_character(monkeypatch):
 def test_joined_tokens_are_found_again(tokens):
     joined = annotated.join(tokens)
     assert [joined.text[s:e] for s, e in joined.places] == tokens
+
+
+def test_wiki_names_are_sound_and_every_side_has_every_type():
+    items, notes = annotated.read(annotated.NAMES)
+    assert notes == [f"{annotated.NAMES}: the tags are IOB2."]
+    sides = annotated.TASKS["wiki_names"]()
+    assert {side: len(rows) for side, rows in sides.items()} == {"train": 90, "dev": 15, "test": 45}
+    assert [item for rows in sides.values() for item in rows] == items
+    assert len({words.text for words, _ in items}) == len(items) == 150
+    spans = [tags.spans(found) for _, found in items]
+    assert sum(map(len, spans)) == 175
+    for side in ("train", "test"):
+        kinds = {span.kind for _, found in sides[side] for span in tags.spans(found)}
+        assert kinds == {"PER", "LOC", "ORG", "MISC"}
+
+
+def test_no_title_or_article_begins_a_wiki_name_but_those_of_works():
+    for words, found in annotated.read(annotated.NAMES)[0]:
+        for span in tags.spans(found):
+            first, *others = (words.text[s:e] for s, e in words.places[span.start : span.end])
+            assert first not in {"King", "Imam", "President", "a", "an", "the"}
+            assert first != "The" or span.kind in {"MISC", "ORG"} and others
+            assert span.kind != "PER" or first[0].isupper()

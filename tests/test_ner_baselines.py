@@ -1,0 +1,109 @@
+"""The gazetteer and the CRF, on sentences small enough to read."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from course_lib.data import tags
+from tools import ablate_ner, ner_baselines
+from tools.ner_baselines import Gazetteer, features, field
+
+SENTENCES = [list("王明在北京"), list("北京大学在北京"), list("明天见")]
+LABELS = [
+    ["B-PER", "I-PER", "O", "B-LOC", "I-LOC"],
+    ["B-ORG", "I-ORG", "I-ORG", "I-ORG", "O", "B-LOC", "I-LOC"],
+    ["O", "O", "O"],
+]
+
+
+def test_the_longest_name_wins_and_is_typed_by_majority():
+    book = Gazetteer(SENTENCES, LABELS, 0.5)
+    assert book.find(list("见王明在北京大学")) == ["O", "B-PER", "I-PER", "O", "B-ORG", "I-ORG", "I-ORG", "I-ORG"]
+    assert book.find(list("北京北京")) == ["B-LOC", "I-LOC"] * 2
+
+
+def test_a_string_that_is_seldom_a_name_is_no_entry():
+    common = [*SENTENCES, list("北京人"), list("北京人")]  # 北京 stands five times, twice as a name on its own
+    labels = [*LABELS, ["O"] * 3, ["O"] * 3]
+    assert Gazetteer(common, labels, 0.3).find(list("北京")) == ["B-LOC", "I-LOC"]
+    assert Gazetteer(common, labels, 0.5).find(list("北京")) == ["O", "O"]
+
+
+def test_the_gazetteer_finds_what_it_learnt_if_nothing_is_ambiguous():
+    book = Gazetteer(SENTENCES, LABELS, 0.0)
+    assert [book.find(words) for words in SENTENCES] == LABELS
+
+
+def test_features_see_two_words_to_each_side_and_the_edge():
+    found = set(features(list("北京大学"), 1))
+    assert {"-1=北", "0=京", "2=学", "-2=^", "-1,0=北 京", "skip=北 大"} <= found
+
+
+def test_the_field_learns_a_rule_that_needs_the_neighbour(tmp_path):
+    sentences = [list(text) for text in ("在京", "从京", "在沪", "从沪", "京剧", "沪剧")] * 5
+    labels = [["O", "B-LOC"], ["O", "B-LOC"], ["O", "B-LOC"], ["O", "B-LOC"], ["O", "O"], ["O", "O"]] * 5
+    tagger = field(sentences, labels, 0.01, tmp_path / "crf")
+    said = [tagger.tag([features(words, at) for at in range(len(words))]) for words in sentences]
+    assert said == labels
+
+
+def test_spans_of_a_gazetteer_never_overlap():
+    book = Gazetteer(SENTENCES, LABELS, 0.0)
+    spans = tags.spans(book.find(list("北京大学北京王明王")))
+    assert [(s.start, s.end, s.kind) for s in spans] == [(0, 4, "ORG"), (4, 6, "LOC"), (6, 8, "PER")]
+
+
+def test_both_baselines_choose_on_dev_and_report_test():
+    classes = ["O", "B-LOC", "I-LOC", "B-ORG", "I-ORG", "B-PER", "I-PER"]
+    places = lambda words: [(i, i + 1) for i in range(len(words))]
+    texts = [SimpleNamespace(text="".join(words), places=places(words)) for words in SENTENCES]
+    side = SimpleNamespace(texts=texts, labels=[[classes.index(tag) for tag in found] for found in LABELS])
+    task = SimpleNamespace(train=side, dev=side, test=side, classes=classes)
+    for name in ("gazetteer", "crf"):
+        found = ner_baselines.chosen(name, task)
+        assert found["trials"] == 3
+        assert found["f1"] == found["dev_f1"] == 1.0
+
+
+# The ablation's bookkeeping.
+
+
+def a_run(name, trial, seed, dev, test=0.5):
+    return {"name": name, "trial": trial, "seed": seed, "dev_f1": dev, "f1": test}
+
+
+def test_the_trial_is_chosen_on_dev_by_seed_0_and_only_when_all_are_there():
+    runs = [a_run("full", trial, 0, dev) for trial, dev in enumerate((0.6, 0.8, 0.8))]
+    assert ablate_ner.best(runs, "full") is None
+    runs += [a_run("full", 3, 0, 0.7, test=0.99), a_run("full", 3, 1, 0.9), a_run("other", 0, 0, 1.0)]
+    assert ablate_ner.best(runs, "full") == 1  # the first of equals; no other seed and no test score counts
+    assert [run["trial"] for run in ablate_ner.chosen(runs, "full")] == [1]
+
+
+def test_every_setting_has_the_same_trials_and_its_own_options():
+    plan = ablate_ner.settings(half=2)
+    assert plan["lower half frozen"][0] == {"freeze": "bottom-2", "labels": 0}
+    assert plan["random weights, 250 labels"] == ({"scratch": True, "labels": 250}, ablate_ner.SEEDS)
+    assert {seeds for name, (_, seeds) in plan.items() if "labels" not in name} == {ablate_ner.CLAIM}
+
+
+@pytest.mark.parametrize("trial", range(len(ablate_ner.TRIALS)))
+def test_every_command_is_one_that_the_command_line_understands(trial, tmp_path):
+    from course_lib import cli
+
+    for name, (setting, _) in ablate_ner.settings(half=2).items():
+        line = ablate_ner.command("runs/x", tmp_path, name, setting, trial, 3, "peoples_daily")
+        options = cli.parser().parse_args(line[2:])
+        assert (options.head, options.seed, options.json) == ("ner", 3, True)
+        assert options.labels == setting["labels"]
+        assert options.scratch == setting.get("scratch", False)
+        assert options.lr == ablate_ner.TRIALS[trial]["lr"]
+        assert " " not in options.run_id and "," not in options.run_id
+
+
+def test_a_setting_with_missing_seeds_is_left_out_of_the_summary():
+    plan = {"full": ({"labels": 0}, 2)}
+    runs = [a_run("full", trial, 0, 0.5 + trial / 10, test=0.6) for trial in range(4)]
+    assert ablate_ner.summary(runs, plan) == []
+    (row,) = ablate_ner.summary([*runs, a_run("full", 3, 1, 0.8, test=0.7)], plan)
+    assert (row["mean"], row["least"], row["most"], row["trial"]) == (0.65, 0.6, 0.7, 3)

@@ -58,7 +58,7 @@ def ours(data: Prepared, seconds: float, seed: int, setting: dict[str, Any], obj
         tokens += step.tokens
     timing = timer.stop()
     scores = training.score(state, settings, data)
-    return {"score": scores["bits_per_byte" if objective == "clm" else "mlm_loss"], "tokens": tokens} | timing
+    return {"score": scores["bits_per_byte" if "bits_per_byte" in scores else "mlm_loss"], "tokens": tokens} | timing
 
 
 def hf_trainer(data: Prepared, seconds: float, seed: int, setting: dict[str, Any], architecture: str) -> Result:

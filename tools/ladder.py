@@ -11,14 +11,18 @@ change's gain with its interval over the seeds.
 import argparse
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from scipy import stats
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
+from torch.nn import functional
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from course_lib import models, progress
+from course_lib import models, objectives, progress, recipes
 from course_lib.data import corpora, prepare
+from course_lib.objectives import Batch
 from tools.contestants import ours
 from tools.trials import ROOT, Trials, spread
 
@@ -27,6 +31,7 @@ START: Setting = {
     "optimizer": "adamw", "schedule": "cosine", "cooldown": 1.0, "embeddings": "random", "vocab_size": 8192,
     "context": 256, "step_tokens": 8192, "size": "nano",
 }  # fmt: skip
+DENSE: Setting = {"objective": "mlm-dense", "mask_start": 0.15, "mask_end": 0.15}
 # (side → rungs); a rung is its name and what it changes, and keeps the changes below it.
 RUNGS: dict[str, list[tuple[str, Setting]]] = {
     "decoder": [
@@ -45,7 +50,11 @@ RUNGS: dict[str, list[tuple[str, Setting]]] = {
         ("embeddings from co-occurrence", {"embeddings": "cooccurrence"}),
     ],
     "encoder": [
-        ("BERT, AdamW, cosine", START | {"architecture": "bert", "lr": 5e-4, "mask_start": 0.15, "mask_end": 0.15}),
+        (
+            "BERT, AdamW, cosine",
+            START | {"architecture": "bert", "lr": 5e-4, "mask_start": 0.15, "mask_end": 0.15} | DENSE,
+        ),
+        ("output layer on masked positions only", {"objective": "mlm"}),
         ("learning rate four times higher", {"lr": 2e-3}),
         ("flat, then down to zero with the budget", {"schedule": "trapezoid", "cooldown": 0.6}),
         ("2,048 tokens a step", {"step_tokens": 2048}),
@@ -135,10 +144,24 @@ def one(side: str, budget: float, setting: Setting, seed: int) -> dict[str, Any]
     progress.hush_transformers()
     models.ARCHITECTURES.update(VARIANTS)
     models.BASELINES = (*models.BASELINES, *VARIANTS)
+    recipes.RECIPES["mlm-dense"] = replace(recipes.RECIPES["mlm"], objective=DenseMaskedLM())
     data = prepare.prepare(
         corpora.load("movie_reviews"), setting["vocab_size"], setting["context"], 10**9, lambda line: None, True
     )
-    return ours(data, budget, seed, setting, setting.get("objective", {"decoder": "clm", "encoder": "mlm"}[side]))
+    return ours(data, budget, seed, setting, setting.get("objective", "clm"))
+
+
+class DenseMaskedLM(objectives.MaskedLM):
+    """The same loss as most code computes it: logits of every position, of which most are thrown away."""
+
+    def __call__(self, model: PreTrainedModel, batch: Batch) -> dict[str, torch.Tensor]:
+        """Sum of −log p(hidden token | what is visible), nats."""
+        logits = model(input_ids=batch["input_ids"])[0].float()  # (rows, length, vocabulary)
+        chosen = objectives.at(logits, batch["positions"])  # (rows · k, vocabulary)
+        loss = functional.cross_entropy(
+            chosen, batch["labels"].flatten(), ignore_index=objectives.IGNORE, reduction="sum"
+        )
+        return {"mlm": loss}
 
 
 def _neox(shape: models.Size, tokens: models.Tokens) -> Any:

@@ -24,6 +24,11 @@ BUDGETS = {"30s": 3, "1m": 3, "2m": 3, "5m": 3, "15m": 3, "60m": 1}  # budget â†
 SIZES = ("nano", "tiny")
 TASK, TUNING_SEEDS = "rotten_tomatoes", 3
 DAY = 86_400
+# What of the gain is the embeddings' closed form, and what is training: one step alone, and training without it.
+CONTROLS = {
+    "embeddings alone": ["--tokens=2048"],
+    "2m, embeddings random": ["--budget=2m", "--embeddings=random"],
+}
 
 
 def main() -> None:
@@ -41,8 +46,9 @@ def main() -> None:
                 train(trials, options.out / "models", size, budget, seed)
         for size in options.sizes:
             judge(trials, options.out / "models", size, budget)
+    controls(trials, options.out / "models", options.sizes[-1])
     runs = trials.record["runs"]
-    trials.store(law=law([run for run in runs if run["step"] == "pretrained"]))
+    trials.store(law=law([run for run in runs if run["step"] == "pretrained" and run["budget"] in BUDGETS]))
     for run in runs:
         if run["step"] == "fine-tuned":
             print(
@@ -53,18 +59,24 @@ def main() -> None:
     print(json.dumps(trials.record["law"]))
 
 
-def train(trials: Trials, models: Path, size: str, budget: str, seed: int) -> None:
-    """One pretraining."""
+def train(trials: Trials, models: Path, size: str, budget: str, seed: int, *more: str) -> None:
+    """One pretraining; `budget` names it, and is its budget unless `more` says something else."""
     what = {"step": "pretrained", "size": size, "budget": budget, "seed": seed}
-    asked = [f"--size={size}", f"--budget={budget}", f"--seed={seed}", f"--runs={models}"]
+    asked = [f"--size={size}", *(more or [f"--budget={budget}"]), f"--seed={seed}", f"--runs={models}"]
+    run_id = f"--run-id={folder(size, budget)}-{seed}"
 
     def read(printed: str) -> dict[str, Any]:
         info = json.loads(printed)
         result = info["result"]
-        kept = {name: result[name] for name in ("tokens", "seconds", "cpu_share")}
+        kept = {name: result.get(name) for name in ("tokens", "seconds", "cpu_share")}
         return kept | result["scores"] | {"flops": info["plan"]["flops_per_token"] * result["tokens"]}
 
-    trials.run(what, ["-m", "course_lib", "pretrain", "--json", *asked, f"--run-id={size}-{budget}-{seed}"], read)
+    trials.run(what, ["-m", "course_lib", "pretrain", "--json", *asked, run_id], read)
+
+
+def folder(size: str, budget: str) -> str:
+    """The name of a run's folder."""
+    return f"{size}-{budget}".replace(",", "").replace(" ", "-")
 
 
 def judge(trials: Trials, models: Path, size: str, budget: str) -> None:
@@ -74,13 +86,13 @@ def judge(trials: Trials, models: Path, size: str, budget: str) -> None:
         f"--run-id={name}", *more,
     ]  # fmt: skip
     scratch = f"{size}-scratch"
-    source = f"--model={models / f'{size}-{budget}-0'}"
+    source = f"--model={models / folder(size, budget)}-0"
     if not trials.done({"step": "pretrained", "size": size, "budget": budget, "seed": 0}):
         return  # another process is at it
     trials.run({"step": "scratch", "size": size}, tune(scratch, source, "--scratch"), scores)
     if not trials.done({"step": "scratch", "size": size}):
         return
-    tuned = f"{size}-{budget}-tuned"
+    tuned = f"{folder(size, budget)}-tuned"
 
     def read(printed: str) -> dict[str, Any]:
         run = Run.open(models / tuned)
@@ -88,6 +100,13 @@ def judge(trials: Trials, models: Path, size: str, budget: str) -> None:
         return scores(printed) | {name: difference(run, other) for name, other in over.items()}
 
     trials.run({"step": "fine-tuned", "size": size, "budget": budget}, tune(tuned, source), read)
+
+
+def controls(trials: Trials, models: Path, size: str) -> None:
+    """Pretrain and judge what `CONTROLS` names."""
+    for name, more in CONTROLS.items():
+        train(trials, models, size, name, 0, *more)
+        judge(trials, models, size, name)
 
 
 def scores(printed: str) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def test_every_command_is_one_that_the_command_line_understands(trial, tmp_path)
         assert options.labels == setting["labels"]
         assert options.scratch == setting.get("scratch", False)
         assert options.lr == ablate_ner.TRIALS[trial]["lr"]
-        assert " " not in options.run_id and "," not in options.run_id
+        assert not set(" ,") & set(options.run_id)
 
 
 def test_a_setting_with_missing_seeds_is_left_out_of_the_summary():

@@ -191,5 +191,5 @@ def test_no_title_or_article_begins_a_wiki_name_but_those_of_works():
         for span in tags.spans(found):
             first, *others = (words.text[s:e] for s, e in words.places[span.start : span.end])
             assert first not in {"King", "Imam", "President", "a", "an", "the"}
-            assert first != "The" or span.kind in {"MISC", "ORG"} and others
+            assert first != "The" or (span.kind in {"MISC", "ORG"} and others)
             assert span.kind != "PER" or first[0].isupper()

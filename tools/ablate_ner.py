@@ -1,4 +1,4 @@
-"""Named entities of People's Daily, every way to fine-tune: which layers learn, what pretraining is worth, how many labels.
+"""Named entities, every way to fine-tune: which layers learn, what pretraining is worth, how many labels.
 
     python -m tools.ablate_ner --out runs/ablate-ner --model runs/encoder-zh-1h [--single]
 
@@ -38,7 +38,7 @@ LAYERS: dict[str, Setting] = {
 
 
 def settings(half: int) -> dict[str, tuple[Setting, int]]:
-    """name → (options of `finetune`, seeds); `half` is half the number of the model's layers."""
+    """Name → (options of `finetune`, seeds); `half` is half the number of the model's layers."""
     found: dict[str, tuple[Setting, int]] = {}
     for name, change in LAYERS.items():
         depth = {"freeze": f"bottom-{half}"} if change.get("freeze") == "bottom-K" else {}
@@ -84,8 +84,9 @@ def main() -> None:
     trials = Trials(options.out, "ablate-ner", model=options.model, task=options.task, budget=BUDGET, trials=TRIALS)
     runs, plan = options.out / "models", settings(half_of(options.model))
     for name, (setting, seeds) in plan.items():
-        for trial, seed in [(trial, 0) for trial in range(len(TRIALS))] + [(-1, seed) for seed in range(1, seeds)]:
-            trial = trial if trial >= 0 else best(trials.record["runs"], name)
+        asked: list[tuple[int | None, int]] = [(trial, 0) for trial in range(len(TRIALS))]
+        for fixed, seed in [*asked, *((None, seed) for seed in range(1, seeds))]:
+            trial = best(trials.record["runs"], name) if fixed is None else fixed
             if trial is None:  # another process is still choosing
                 continue
             line = command(options.model, runs, name, setting, trial, seed, options.task)

@@ -11,7 +11,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from course_lib.heads import registry
 from course_lib.record import now, provenance
 
 Tags = list[list[str]]
+Find = Callable[[Sequence[str]], list[str]]
 STRENGTHS = (0.01, 0.1, 1.0)  # L2 of the field, chosen on dev; the gazetteer has as many trials
 SHARES = (0.3, 0.5, 0.7)  # how often a string must be a name to be looked up
 LONGEST = 12  # words of an entry
@@ -59,9 +61,11 @@ class Gazetteer:
         """One IOB2 tag a word."""
         spans, at = list[tags.Span](), 0
         while at < len(words):
-            size = next((n for n in self.sizes if tuple(words[at : at + n]) in self.names), 0)
+            found = (tuple(words[at : at + n]) for n in self.sizes if at + n <= len(words))
+            name = next((name for name in found if name in self.names), ())
+            size = len(name)
             if size:
-                spans.append(tags.Span(at, at + size, self.names[tuple(words[at : at + size])]))
+                spans.append(tags.Span(at, at + size, self.names[name]))
             at += size or 1
         return tags.of_spans(spans, len(words))
 
@@ -112,11 +116,12 @@ def chosen(name: str, task: labelled.Task) -> dict[str, Any]:
     started, trials = time.monotonic(), []
     with tempfile.TemporaryDirectory() as folder:
         for value in SHARES if name == "gazetteer" else STRENGTHS:
+            find: Find
             if name == "gazetteer":
                 find = Gazetteer(train, gold, value).find
             else:
                 tagger = field(train, gold, value, Path(folder) / f"{value}.crf")
-                find = lambda words, tagger=tagger: tagger.tag([features(words, at) for at in range(len(words))])
+                find = partial(_tag, tagger)
             trials.append((score(find, dev), value, find))
         best, value, find = max(trials, key=lambda trial: trial[0]["f1"])
         found = {"setting": value, "trials": len(trials), "dev_f1": round(best["f1"], 4)}
@@ -124,10 +129,14 @@ def chosen(name: str, task: labelled.Task) -> dict[str, Any]:
     return found | {"seconds": round(time.monotonic() - started, 1)}
 
 
-def score(find: Any, side: tuple[list[list[str]], Tags]) -> dict[str, float]:
+def _tag(tagger: Any, words: Sequence[str]) -> list[str]:
+    return list(tagger.tag([features(words, at) for at in range(len(words))]))
+
+
+def score(find: Find, side: tuple[list[list[str]], Tags]) -> dict[str, float]:
     """Entity precision, recall and F1 of a function from words to tags."""
     sentences, gold = side
-    return metrics.entities(gold, [list(find(words)) for words in sentences])
+    return metrics.entities(gold, [find(words) for words in sentences])
 
 
 def _columns(side: labelled.Labelled, classes: list[str]) -> tuple[list[list[str]], Tags]:

@@ -25,6 +25,7 @@ class Config:
     objective: str = _option("clm", "clm (decoder), mlm (encoder), hybrid, rtd or mlm+nsp")
     architecture: str = _option("", "qwen3, nanochat, gpt2, modernbert or bert; empty: what suits the objective")
     embeddings: str = _option("auto", "random, cooccurrence (in closed form, from the text), or auto: what suits")
+    tokenizer: str = _option("byte-bpe", "byte-bpe, wordpiece, or characters (for Chinese)")
     vocab_size: int = _option(0, "tokens in the vocabulary; 0: what suits the size")
     context: int = _option(0, "tokens a row; 0: what suits the size")
     step_tokens: int = _option(2048, "tokens per optimizer step")

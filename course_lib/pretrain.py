@@ -17,6 +17,7 @@ from course_lib import (
     progress,
     recipes,
     schedule,
+    tokenizer,
     training,
 )
 from course_lib.budget import Budget, Clock, ReplayClock, WallClock, WorkClock, format_duration, parse_duration
@@ -143,9 +144,16 @@ def resolve(config: Config, where: device.Device) -> Config:
     loggers.check(config.log)
     if config.compile not in COMPILE:
         raise unknown("compile setting", config.compile, COMPILE)
+    if config.tokenizer not in tokenizer.KINDS:
+        raise unknown("tokenizer", config.tokenizer, tokenizer.KINDS)
     if config.embeddings not in EMBEDDINGS:
         raise unknown("kind of embeddings", config.embeddings, EMBEDDINGS)
     recipe = recipes.get(config.objective)
+    if recipe.causal and config.tokenizer != "byte-bpe":
+        raise CourseError(
+            f"A {config.tokenizer} vocabulary loses part of the text, so bits per byte cannot be measured. "
+            f"Use it with an encoder (--objective=mlm), or --tokenizer=byte-bpe."
+        )
     architecture = models.check(config.architecture or recipe.architecture)
     seconds = parse_duration(config.budget)
     size = plan.choose_size(where, seconds) if config.size == "auto" else config.size
@@ -174,7 +182,7 @@ def _prepare(run: Run, settings: Config, corpus: corpora.Corpus, log: Log) -> pr
     """Packed data for this run; refuses to continue on other data than it began with."""
     limit = settings.tokens * 8 if settings.tokens else parse_duration(settings.budget) * BYTES_PER_SECOND
     exact = run.info["config"]["vocab_size"] > 0  # a size that was asked for by number is meant
-    data = prepare.prepare(corpus, settings.vocab_size, settings.context, int(limit), log, exact)
+    data = prepare.prepare(corpus, settings.vocab_size, settings.context, int(limit), log, exact, settings.tokenizer)
     if run.info.get("data", {}).get("prepared", data.folder.name) != data.folder.name:
         raise CourseError(f"The corpus has changed since {run.folder} began. Start over with --fresh.")
     source = {"corpus": corpus.name, "licence": corpus.licence, "prepared": data.folder.name}

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from course_lib.config import Config
 from course_lib.errors import CourseError
@@ -205,3 +207,19 @@ def test_json_output_is_json_and_nothing_else(corpus_file, tmp_path):
     )
     assert json.loads(done.stdout)["status"] == "finished"
     assert "Plan:" in done.stderr
+
+
+def test_an_encoder_may_read_characters_and_a_decoder_may_not(tmp_path):
+    text = tmp_path / "zh.txt"
+    text.write_text(
+        "\n\n".join(f"第{i}段：北京的天气今天很好，我们去公园散步。" * 8 for i in range(400)), encoding="utf-8"
+    )
+    asked = config(text, objective="mlm", tokenizer="characters", vocab_size=0, tokens=640)
+    run = pretrain(asked, runs=tmp_path / "runs", log=lambda m: None)
+    vocabulary = AutoTokenizer.from_pretrained(run.folder / "model").get_vocab()
+    assert {"北", "京"} < vocabulary.keys()
+    assert "北京" not in vocabulary
+    with pytest.raises(CourseError, match="loses part of the text.*--objective=mlm"):
+        pretrain(replace(asked, objective="clm"), runs=tmp_path / "runs")
+    with pytest.raises(CourseError, match="'charcters'. Did you mean characters"):
+        pretrain(replace(asked, tokenizer="charcters"), runs=tmp_path / "runs")

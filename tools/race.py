@@ -58,10 +58,9 @@ def main() -> None:
             race.enter("final", name, options.budget, seed, race.best(name))
             if name == "ours":
                 race.enter("final", name, options.budget / 3, seed, race.best(name))
-    race.record["summary"] = race.summary()
+    race.store(summary=race.summary())
     if "ours" in names and "profile" not in race.record:
-        race.record["profile"] = step_profile.parts(prepare.Prepared.open(race.data), NANO)
-    race.write()
+        race.store(profile=step_profile.parts(prepare.Prepared.open(race.data), NANO))
     for group, title in ((CAUSAL, "bits per byte"), (MASKED, "masked loss")):
         rows = [row for row in race.record["summary"] if row["name"] in group]
         if rows:

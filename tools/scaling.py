@@ -121,30 +121,27 @@ def difference(run: Run, other: Run | None) -> dict[str, Any]:
     return {"mean": round(found.mean, 4), "low": round(found.low, 4), "high": round(found.high, 4)}
 
 
-def law(runs: list[dict[str, Any]], resamples: int = 500) -> dict[str, Any]:
-    """E, A, α of the better size at each budget, with 95 % intervals by resampling the seeds, and a day's bits.
+def law(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """E, A, α of the better size at each budget, and a day's bits, with 95 % intervals of the least-squares fit.
 
     A day is far outside of what was measured: the interval is the fit's, and says nothing of whether the law holds.
     """
     by_budget: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for run in runs:
         by_budget.setdefault(run["budget"], {}).setdefault(run["size"], []).append(run)
-    mean = lambda group, name: float(np.mean([run[name] for run in group]))
-    groups = [min(sizes.values(), key=lambda group: mean(group, "bits_per_byte")) for sizes in by_budget.values()]
-    if len(groups) < 4:
+    mean = lambda group: float(np.mean([run["bits_per_byte"] for run in group]))
+    groups = [min(sizes.values(), key=mean) for sizes in by_budget.values()]
+    if len(groups) < 5:
         return {}
-    draw = np.random.default_rng(0)
-    fits = [fit(groups)]
-    for _ in range(resamples):
-        fits.append(fit([[group[i] for i in draw.integers(len(group), size=len(group))] for group in groups]))
-    rate = groups[-1][0]["flops"] / groups[-1][0]["seconds"]
-    named = {"E": 0, "A": 1, "alpha": 2}
-    columns = {name: [found[at] for found in fits] for name, at in named.items()}
-    columns["day"] = [bits(rate * DAY / 1e12, *found) for found in fits]
-    return {
-        name: {"fit": round(float(values[0]), 4), "interval": np.percentile(values[1:], [2.5, 97.5]).round(4).tolist()}
-        for name, values in columns.items()
-    }
+    chosen = [run for group in groups for run in group]
+    found, covariance = fit(chosen)
+    last = max(chosen, key=lambda run: run["flops"])
+    day = last["flops"] / last["seconds"] * DAY / 1e12  # teraFLOP
+    draws = np.random.default_rng(0).multivariate_normal(found, covariance, size=10_000)
+    columns = dict(zip(("E", "A", "alpha"), zip(found, draws.T, strict=True), strict=True))
+    columns["day"] = (bits(day, *found), bits(day, *draws.T))
+    interval = lambda drawn: np.percentile(drawn, [2.5, 97.5]).round(4).tolist()
+    return {name: {"fit": round(float(at), 4), "interval": interval(drawn)} for name, (at, drawn) in columns.items()}
 
 
 def bits(teraflops: Any, floor: float, scale: float, power: float) -> Any:
@@ -152,12 +149,11 @@ def bits(teraflops: Any, floor: float, scale: float, power: float) -> Any:
     return floor + scale * teraflops**-power
 
 
-def fit(groups: list[list[dict[str, Any]]]) -> tuple[float, ...]:
-    """Least squares over the groups' runs."""
-    x = np.array([run["flops"] / 1e12 for group in groups for run in group])
-    y = np.array([run["bits_per_byte"] for group in groups for run in group])
-    found, _ = curve_fit(bits, x, y, p0=(1.0, 2.0, 0.2), bounds=([0, 0, 0.01], [y.min(), 20, 2]), maxfev=20_000)
-    return tuple(found)
+def fit(runs: list[dict[str, Any]]) -> tuple[Any, Any]:
+    """Least squares over the runs: (E, A, α) and their covariance."""
+    x = np.array([run["flops"] / 1e12 for run in runs])
+    y = np.array([run["bits_per_byte"] for run in runs])
+    return curve_fit(bits, x, y, p0=(1.0, 2.0, 0.2), bounds=([0, 0, 0.01], [y.min(), 20, 2]), maxfev=20_000)
 
 
 if __name__ == "__main__":

@@ -90,25 +90,35 @@ class Prepared:
 
 
 def prepare(
-    corpus: Corpus, vocab_size: int, context: int, max_bytes: int, log: Callable[[str], None], exact_vocab: bool = False
+    corpus: Corpus,
+    vocab_size: int,
+    context: int,
+    max_bytes: int,
+    log: Callable[[str], None],
+    exact_vocab: bool = False,
+    kind: str = "byte-bpe",
 ) -> Prepared:
     """Everything between a corpus and a loader, from the cache if it was done before.
 
+    `kind`: the tokenizer's, see `tokenizer.KINDS`.
     `max_bytes` bounds the training text, so that a short budget is not spent on tokenizing a library. `exact_vocab`: a
     corpus too small for `vocab_size` is an error instead of a smaller vocabulary.
     """
     key = f"{RECIPE} {corpus.identity} {vocab_size} {context} {max_bytes} {exact_vocab}"
+    key += "" if kind == "byte-bpe" else f" {kind}"
     folder = assets.cache_dir() / "prepared" / f"{corpus.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if not (folder / "counts.json").exists():
         log(f"Preparing {corpus.name} …")
         with new_folder(folder) as scratch:
-            _build(scratch, corpus, vocab_size, context, max_bytes, exact_vocab)
+            _build(scratch, corpus, kind, vocab_size, context, max_bytes, exact_vocab)
     data = Prepared.open(folder)
     log(data.counts.describe())
     return data
 
 
-def _build(folder: Path, corpus: Corpus, vocab_size: int, context: int, max_bytes: int, exact_vocab: bool) -> None:
+def _build(
+    folder: Path, corpus: Corpus, kind: str, vocab_size: int, context: int, max_bytes: int, exact_vocab: bool
+) -> None:
     spool = folder / "documents.arrow"
     digests, sizes, read = _spool(corpus, spool)
     if sizes.sum() < MIN_BYTES:
@@ -127,7 +137,7 @@ def _build(folder: Path, corpus: Corpus, vocab_size: int, context: int, max_byte
     train, valid = _first(train, sizes, max_bytes), _first(valid, sizes, VALID_BYTES)
 
     sample = _texts(spool, _first(train, sizes, TOKENIZER_BYTES))
-    learned = tokenizer.train("byte-bpe", sample, vocab_size, context, exact=exact_vocab)
+    learned = tokenizer.train(kind, sample, vocab_size, context, exact=exact_vocab)
     learned.save_pretrained(folder)
     origin = {"tokenizer": _sha256(folder / "tokenizer.json"), "source": corpus.identity}
     for name, side in (("train", train), ("valid", valid)):

@@ -65,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
         command("pretrain", _pretrain, "Train a model within a budget: decoder, encoder or both; no samples.")
     )
     _finetune_options(command("finetune", _finetune, "Teach a pretrained model a task: classes, entities, answers…"))
+    _compress_options(command("compress", _compress, "Shrink a fine-tuned model, and measure both in onnxruntime."))
     _evaluate_options(command("evaluate", _evaluate, "Score a pretrained model on a corpus or on minimal pairs."))
     pair = command("compare", _compare, "Whether one fine-tuning run is better than another: 95 % interval, verdict.")
     pair.add_argument("a", type=Path, help="a finished fine-tuning run")
@@ -96,6 +97,12 @@ def _finetune_options(command: argparse.ArgumentParser) -> None:
     from course_lib.config import Tuning
 
     _config_options(command, Tuning)
+
+
+def _compress_options(command: argparse.ArgumentParser) -> None:
+    from course_lib.config import Compression
+
+    _config_options(command, Compression)
 
 
 def _config_options(command: argparse.ArgumentParser, config: type) -> None:
@@ -184,6 +191,13 @@ def _finetune(options: argparse.Namespace, started: float) -> int:
     from course_lib.finetune import finetune
 
     return _run(options, started, finetune, Tuning)
+
+
+def _compress(options: argparse.Namespace, started: float) -> int:
+    from course_lib.compress.command import compress
+    from course_lib.config import Compression
+
+    return _run(options, started, compress, Compression)
 
 
 def _compare(options: argparse.Namespace, started: float) -> None:

@@ -53,7 +53,8 @@ class Tuning:
 
     task: str = _option(
         "rotten_tomatoes",
-        "rotten_tomatoes, imdb, zh_sentiment, peoples_daily or wiki_names (both ner), or a file that the head reads",
+        "rotten_tomatoes, imdb, wiki_topics, zh_sentiment, peoples_daily or wiki_names (both ner), or a file that the "
+        "head reads",
     )
     head: str = _option("sequence", "what is learnt: sequence, pair, multilabel, regression, ner or span")
     train: str = _option("", "instead of a task: the file to learn from")
@@ -90,4 +91,25 @@ class Tuning:
     metric: str = _option("error", "what to stop on: error or log_loss on dev")
     keep: str = _option("best", "the weights that end the run: best on dev by `metric` (if it is evaluated), or last")
     patience: int = _option(0, "stop when `metric` has not improved for so many evaluations; 0: never")
+    log: str = _option("", "also log to tensorboard, wandb (offline), or both with a comma")
+
+
+@dataclass(frozen=True)
+class Compression:
+    """Compression of a fine-tuned model."""
+
+    model: str = _option("", "a finished fine-tuning run")
+    recipe: str = _option(
+        "int8",
+        "int8, int4, qat, magnitude, movement, heads, neurons, layers or distill, with settings and in order: "
+        "distill:layers=2+int8:scheme=dynamic",
+    )
+    lr: float = _option(0.0, "peak learning rate where a step learns; 0: that of the fine-tuning")
+    device: str = _option("auto", "where steps learn: cuda, mps, cpu, or auto; measured is on the CPU")
+    seed: int = _option(0, "of what steps learn")
+    rows: int = _option(1, "texts in the batch that is timed")
+    length: int = _option(32, "tokens of each")
+    repeats: int = _option(100, "how often it is timed")
+    threads: int = _option(1, "that the runtime uses")
+    level: str = _option("all", "graph optimisation of onnxruntime: none, basic, extended or all")
     log: str = _option("", "also log to tensorboard, wandb (offline), or both with a comma")

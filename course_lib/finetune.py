@@ -31,6 +31,7 @@ from course_lib.data import labelled, pretrained
 from course_lib.errors import CourseError
 from course_lib.examples import Rows
 from course_lib.heads import base, registry
+from course_lib.objectives import Objective
 from course_lib.peft import adapters, files, methods
 from course_lib.precision import Precision
 from course_lib.record import Run, Timer, now
@@ -104,7 +105,7 @@ def correct(run: Run) -> np.ndarray:
 
     1 where it was right; for heads judged by F1 (seeds, items, 2), see `metrics.compare`.
     """
-    head = registry.get(run.info.get("config", {}).get("head", "sequence"))
+    head = registry.get(_tuned(run).get("head", "sequence"))
     folders = sorted(path.parent for path in run.folder.glob(f"seed-*/{PREDICTIONS}"))
     if not folders:
         raise CourseError(f"{run.folder} holds no predictions; it is not a finished fine-tuning run.")
@@ -117,7 +118,7 @@ def compare(a: Run, b: Run | None) -> metrics.Difference:
         if run is not None and "task" not in run.info:
             raise CourseError(f"{run.folder} is no fine-tuning run; make one with `finetune --model {run.folder}`.")
     if b is None:
-        tuning = Tuning(**a.info["config"])
+        tuning = Tuning(**_tuned(a))
         if tuning.head != "sequence":
             raise CourseError(f"TF-IDF sorts texts into classes; {a.folder} learnt '{tuning.head}'.")
         task = registry.get(tuning.head).task(tuning)
@@ -226,6 +227,11 @@ def _store(run: Run, ask: Asking) -> None:
         (run.folder / name).write_text(text, encoding="utf-8", newline="\n")
 
 
+def _tuned(run: Run) -> dict[str, Any]:
+    """The settings of the fine-tuning behind a run; a compressed model's are not the run's own."""
+    return run.info.get("tuning") or run.info.get("config", {})
+
+
 def _predictions(run: Run) -> dict[str, Any]:
     return json.loads((run.folder / PREDICTIONS).read_text(encoding="utf-8"))
 
@@ -249,11 +255,23 @@ def encode(model: Any, tokenizer: Any, side: labelled.Labelled, tuning: Tuning) 
 def build(tuning: Tuning, folder: Path, task: labelled.Task, tokenizer: Any, where: device.Device) -> Training:
     """Model, optimizer and examples at step 0."""
     torch.manual_seed(tuning.seed)
-    head = registry.get(tuning.head)
     model = new_model(folder, task.classes, tuning).to(where.torch)
     model.config.pad_token_id = tokenizer.pad_token_id
-    model.config.calibration = head.calibration(task)
-    rows = encode(model, tokenizer, task.train, tuning)
+    model.config.calibration = registry.get(tuning.head).calibration(task)
+    return around(model, tuning, task, tokenizer, where)
+
+
+def around(
+    model: Any,
+    tuning: Tuning,
+    task: labelled.Task,
+    tokenizer: Any,
+    where: device.Device,
+    objective: Objective | None = None,
+    rows: Rows | None = None,
+) -> Training:
+    """Optimizer and examples for a model at step 0, to learn the head's objective or another one on train or `rows`."""
+    rows = rows or encode(model, tokenizer, task.train, tuning)
     loader = examples.Examples(rows, tuning.step_rows, tokenizer.pad_token_id, tuning.seed)
     steps = max(1, round(tuning.epochs * loader.steps_per_epoch))
     clocks: list[Clock] = [ReplayClock([step / steps for step in range(steps)])]
@@ -263,7 +281,7 @@ def build(tuning: Tuning, folder: Path, task: labelled.Task, tokenizer: Any, whe
     if tuning.method:
         adapters.apply(model, methods.parse(tuning.method))
     optimizer = optim.for_finetuning(model, tuning.lr, tuning.layer_decay, tuning.weight_decay, tuning.freeze)
-    objective = head.objective(tuning, task)
+    objective = objective or registry.get(tuning.head).objective(tuning, task)
     if tuning.method:
         objective = adapters.objective(model, objective)
         adapters.follow(model, [optimizer], budget)

@@ -62,7 +62,7 @@ def test_wrong_usage_exits_2(arguments):
     assert error.value.code == 2
 
 
-COMMANDS = ["cram", "pretrain", "finetune", "compare", "evaluate", "sample", "data", "doctor"]
+COMMANDS = ["cram", "pretrain", "finetune", "compress", "compare", "evaluate", "sample", "data", "doctor"]
 
 
 def test_help_lists_every_command(capsys):

@@ -14,7 +14,7 @@ LIBRARY = sorted((ROOT / "course_lib").rglob("*.py"))
 # From the ground up; a module may import only from rows above its own (or its own row, further left).
 LAYERS = [
     ["errors"],
-    ["budget", "storage", "config", "progress", "loggers", "show", "bootstrap"],
+    ["budget", "storage", "spec", "config", "ladder", "progress", "loggers", "show", "bootstrap"],
     ["device", "assets"],
     ["tokenizer", "models"],
     ["data.clean", "data.filters", "data.files", "data.docs", "data.registry", "data.library", "data.card"],
@@ -40,6 +40,10 @@ LAYERS = [
     ["peft.base", "peft.lora", "peft.adalora", "peft.bottleneck", "peft.bitfit", "peft.prefix", "peft.prompt"],
     ["peft.methods", "peft.adapters", "peft.files"],
     ["recorder", "pretrain", "finetune"],
+    ["compress.affine", "compress.quantized", "compress.structure", "compress.files", "compress.losses"],
+    ["compress.base", "compress.int8", "compress.int4", "compress.qat", "compress.magnitude", "compress.movement"],
+    ["compress.heads", "compress.neurons", "compress.layers", "compress.distill", "compress.recipes"],
+    ["compress.export", "compress.measure", "compress.work", "compress.command"],
     ["report", "cram", "doctor"],
     ["checks.grading", "checks.chNN"],
     ["cli"],

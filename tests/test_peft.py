@@ -21,7 +21,7 @@ from course_lib.errors import CourseError
 from course_lib.heads import base as heads
 from course_lib.loop import train
 from course_lib.objectives import CausalLM
-from course_lib.peft import adapters, base, files, methods
+from course_lib.peft import adapters, base, bottleneck, files, methods
 from course_lib.peft.adalora import AdaLoRA
 from course_lib.peft.bitfit import BitFit
 from course_lib.peft.bottleneck import Adapter
@@ -78,6 +78,18 @@ def test_every_method_on_every_architecture(name, architecture, tmp_path):
         assert error(logits(again), found) < 1e-12
     written, computed = (tmp_path / files.WEIGHTS).stat().st_size, files.size(model.added["default"])
     assert computed < written < computed + 200 + 160 * len(again.added["default"].tensors())
+
+
+def test_a_bottleneck_is_its_formula():
+    """Equation eq-adapter written out."""
+    torch.manual_seed(0)
+    part = bottleneck.Bottleneck(6, 3).double()
+    for p in part.parameters():
+        torch.nn.init.normal_(p)
+    h = torch.randn(2, 5, 6, dtype=torch.float64)
+    low = h @ part.down.weight.T + part.down.bias
+    gelu = low * (1 + torch.erf(low / 2**0.5)) / 2
+    torch.testing.assert_close(part(None, (), {}, h), h + gelu @ part.up.weight.T + part.up.bias)
 
 
 def test_a_bare_body_with_a_pooler_keeps_the_text_first():

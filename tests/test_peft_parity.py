@@ -84,6 +84,7 @@ def copy_lora(ours, theirs):
 @pytest.mark.parametrize("rslora", [False, True])
 @pytest.mark.parametrize("architecture", TARGETS)
 def test_lora_outputs_gradients_and_merge(architecture, rslora, dtype):
+    """Equation eq-lora against peft."""
     ours, theirs = lora_pair(architecture, dtype, rslora)
     tolerance = TOLERANCE[dtype]
     with torch.no_grad(), adapters.bare(ours):
@@ -145,6 +146,7 @@ def triples(ours, theirs):
 
 @pytest.mark.parametrize("architecture", ["qwen3", "gpt2"])
 def test_adalora_forward_penalty_and_gradients(architecture):
+    """Equations eq-adalora and eq-adalora-penalty against peft."""
     ours, theirs = adalora_pair(architecture, TARGETS[architecture])
     plain = theirs.model(input_ids=tokens(), labels=tokens())
     whole = theirs(input_ids=tokens(), labels=tokens())
@@ -167,7 +169,7 @@ def test_adalora_forward_penalty_and_gradients(architecture):
 
 @pytest.mark.parametrize("targets", [("h.0.attn.c_attn",), ("c_attn", "c_fc", "mlp.c_proj")], ids=len)
 def test_adalora_follows_the_whole_rank_schedule(targets):
-    """24 singular values at first, 8 at the end, the same ones at every step; then exactly 8 that are not zero.
+    """24 singular values at first, 8 at the end, the same ones at every step (eq-adalora-budget).
 
     On GPT-2, which is float64 throughout: RMS norms compute in float32, and 40 steps of Adam make 1e-6 of that.
     """
@@ -206,6 +208,7 @@ def test_adalora_follows_the_whole_rank_schedule(targets):
 @pytest.mark.parametrize("architecture", ["qwen3", "llama", "gpt2", "nanochat"])
 @pytest.mark.parametrize("width", [0, 6])
 def test_prefix_equals_the_same_tensors_as_past_key_values(architecture, width, padded):
+    """Equation eq-prefix against the stock model with a cache."""
     ours = adapters.apply(network(architecture), Prefix(length=5, width=width))
     randomize(ours)
     mask = torch.ones_like(tokens())

@@ -17,18 +17,13 @@ import numpy as np
 from scipy.optimize import curve_fit
 
 from course_lib import finetune
+from course_lib.ladder import BUDGETS, CONTROLS
 from course_lib.record import Run
 from tools.trials import Trials
 
-BUDGETS = {"30s": 3, "1m": 3, "2m": 3, "5m": 3, "15m": 3, "60m": 1}  # budget → seeds
 SIZES = ("nano", "tiny")
 TASK, TUNING_SEEDS = "rotten_tomatoes", 3
 DAY = 86_400
-# What of the gain is the embeddings' closed form, and what is training: one step alone, and training without it.
-CONTROLS = {
-    "embeddings alone": ["--tokens=2048"],
-    "2m, embeddings random": ["--budget=2m", "--embeddings=random"],
-}
 
 
 def main() -> None:

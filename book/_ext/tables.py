@@ -92,8 +92,8 @@ def about(record: Record) -> str:
     """What a measurement is: its own words, else the first line of the tool that made it."""
     if record.get("kind") == "finetune":
         return finetuned(record)
-    script = re.search(r"tools/\w+\.py", command(record))
-    words = record.get("about") or (documentation(ROOT / script[0]) if script else "")
+    script = re.search(r"\btools[/.](\w+)", command(record))  # `python tools/x.py` or `python -m tools.x`
+    words = record.get("about") or (documentation(ROOT / "tools" / f"{script[1]}.py") if script else "")
     return re.split(r"\.(?:\s|$)", words)[0].replace("`", "") or NOTHING
 
 

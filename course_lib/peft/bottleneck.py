@@ -37,7 +37,7 @@ class Adapter(base.Method):
 
 
 class Bottleneck(base.Part):
-    """h ← h + U·gelu(Dh + d) + u; U and u are zero, so nothing changes at the start."""
+    """h ← h + U·gelu(Dh + d) + u, equation eq-adapter; U and u are zero, so nothing changes at the start."""
 
     def __init__(self, size: int, width: int):
         super().__init__()

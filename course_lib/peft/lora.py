@@ -39,7 +39,7 @@ class LoRA(base.Method):
 
 
 class LowRank(base.Part):
-    """h = Wx + s·BAx with A (rank, in) random and B (out, rank) zero, so nothing changes at the start."""
+    """h = Wx + s·BAx, equation eq-lora: A (rank, in) is random and B (out, rank) zero, so nothing changes at first."""
 
     def __init__(self, module: nn.Module, method: LoRA):
         super().__init__()

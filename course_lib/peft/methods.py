@@ -1,9 +1,9 @@
 """The methods by name. Adding one: a file with its settings and its weights, a line in `METHODS`, a test."""
 
-import dataclasses
 from typing import Any
 
-from course_lib.errors import CourseError, unknown
+from course_lib import spec
+from course_lib.errors import unknown
 from course_lib.peft.adalora import AdaLoRA
 from course_lib.peft.base import Method
 from course_lib.peft.bitfit import BitFit
@@ -36,27 +36,5 @@ def name_of(method: Any) -> str:
 
 def parse(text: str) -> Method:
     """`lora` or `lora:rank=4,targets=q_proj+v_proj,rslora=true` → settings."""
-    name, _, rest = text.partition(":")
-    kind = get(name)
-    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
-    given = {}
-    for option, _, value in (part.partition("=") for part in rest.split(",") if part):
-        if option not in defaults:
-            raise unknown(f"setting of {name}", option, defaults)
-        given[option] = _value(f"{name}:{option}", value, defaults[option])
-    made: Method = kind(**given)
+    made: Method = spec.parse(text, "method", METHODS)
     return made
-
-
-def _value(option: str, text: str, default: Any) -> Any:
-    """`text` as a value of the same type as `default`."""
-    if isinstance(default, tuple):
-        return tuple(text.split("+"))
-    if isinstance(default, bool):
-        if text.lower() in ("true", "false"):
-            return text.lower() == "true"
-        raise CourseError(f"{option} is true or false, not '{text}'.")
-    try:
-        return type(default)(text)
-    except ValueError as error:
-        raise CourseError(f"{option} is a number like {default}, not '{text}'.") from error

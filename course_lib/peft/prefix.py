@@ -52,9 +52,10 @@ def attend(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """softmax(q [Pₖ; k]ᵀ) [Pᵥ; v]: query (rows, heads, n, size), key and value (rows, key heads, m, size).
+    """softmax(q [Pₖ; k]ᵀ) [Pᵥ; v], equation eq-prefix: query (rows, heads, n, size).
 
-    `prefix` (2, key heads, length, size) is visible to every query; the rest stays as causal as it was.
+    Key and value are (rows, key heads, m, size). `prefix` (2, key heads, length, size) is visible to every query; the
+    rest stays as causal as it was.
     """
     rows, n, m, length = len(query), query.size(2), key.size(2), prefix.size(2)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal

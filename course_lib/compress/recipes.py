@@ -1,0 +1,43 @@
+"""The steps by name, and recipes of several. Adding one: a file with its settings, a line in `STEPS`, a test.
+
+`int8` · `heads:ratio=0.4` · `distill:layers=2+int8:scheme=dynamic`
+"""
+
+import itertools
+from typing import Any
+
+from course_lib import spec
+from course_lib.compress.base import Step
+from course_lib.compress.distill import Distill
+from course_lib.compress.heads import Heads
+from course_lib.compress.int4 import Int4
+from course_lib.compress.int8 import Int8
+from course_lib.compress.layers import Layers
+from course_lib.compress.magnitude import Magnitude
+from course_lib.compress.movement import Movement
+from course_lib.compress.neurons import Neurons
+from course_lib.compress.qat import QAT
+from course_lib.errors import CourseError
+
+STEPS: dict[str, Any] = {
+    "int8": Int8,
+    "int4": Int4,
+    "qat": QAT,
+    "magnitude": Magnitude,
+    "movement": Movement,
+    "heads": Heads,
+    "neurons": Neurons,
+    "layers": Layers,
+    "distill": Distill,
+}
+LAST = ("int8", "int4", "qat")  # integers do not learn any more
+
+
+def parse(text: str) -> list[Step]:
+    """A recipe as its steps. Raises CourseError for unknown names, and for a step after the weights are integers."""
+    names = [part.partition(":")[0] for part in text.split("+")]
+    steps = [spec.parse(part, "recipe", STEPS) for part in text.split("+")]
+    for name, following in itertools.pairwise(names):
+        if name in LAST:
+            raise CourseError(f"'{following}' cannot follow '{name}': integers do not learn. Put '{name}' last.")
+    return steps

@@ -1,0 +1,140 @@
+"""What a recipe works in: a fine-tuned model, its task, and the ordinary fine-tuning loop to learn on."""
+
+import itertools
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+
+from course_lib import checkpoint, device, finetune, schedule
+from course_lib.budget import parse_duration
+from course_lib.compress import files
+from course_lib.config import Tuning
+from course_lib.data import corpora, labelled
+from course_lib.errors import CourseError
+from course_lib.examples import Examples, Rows
+from course_lib.heads import registry
+from course_lib.objectives import IGNORE, Batch, Objective
+from course_lib.peft import adapters
+from course_lib.peft import files as added
+from course_lib.precision import Precision
+from course_lib.record import Run, Timer
+from course_lib.recorder import Log, drive
+
+
+def teacher(source: Run, tuning: Tuning) -> Any:
+    """The model that a fine-tuning run ended with; an adapter is merged into its base."""
+    folder = source.folder / "model"
+    if (folder / added.ABOUT).exists():
+        return adapters.finish(added.restore(folder, registry.get(tuning.head).auto)).eval()
+    if not (folder / "config.json").exists():
+        raise CourseError(f"{source.folder} has lost its weights. Fine-tune again with the command in its run.json.")
+    return files.load(folder)
+
+
+class Workshop:
+    """`base.Work` for a task of the course. Every training is a run of its own below the recipe's."""
+
+    def __init__(self, run: Run, model: Any, tuning: Tuning, task: labelled.Task, log: Log, save_every: str):
+        self.run, self.teacher, self.tuning, self.task, self.log = run, model, tuning, task, log
+        self.tokenizer = finetune.load_tokenizer(run.folder / "tokenizer")
+        self.where, self.save_every, self.stages = device.pick(tuning.device), save_every, 0
+
+    def batches(self, rows: int) -> Sequence[Batch]:
+        """The first texts of train, 32 at once."""
+        encoded = finetune.encode(self.teacher, self.tokenizer, self.task.train, self.tuning)
+        place = next(self.teacher.parameters()).device
+        chosen = range(min(rows, len(encoded.ids)))
+        parts = [chosen[at : at + 32] for at in range(0, len(chosen), 32)]
+        made = [encoded.batch(list(part), self.tokenizer.pad_token_id) for part in parts]
+        return [{k: v.to(place) for k, v in batch.items()} for batch in made]
+
+    def more(self, corpus: str, texts: int) -> Rows:
+        """Sentences as they come in the corpus's documents, shuffled by the seed, of 4 words or more."""
+        held_out = {str(text).strip() for side in (self.task.dev, self.task.test) for text in side.texts}
+        documents = list(itertools.islice(corpora.load(corpus, self.tuning.encoding).documents(), texts))
+        every = [part.strip() for text in documents for part in re.split(r"(?<=[.!?])\s+", text)]
+        usable = [text for text in dict.fromkeys(every) if text not in held_out and len(text.split()) >= 4]
+        if not usable or isinstance(self.task.train.labels[0], list | tuple):
+            raise CourseError(f"'{corpus}' has no sentences for '{self.tuning.head}'; use a task of one label a text.")
+        random.Random(self.tuning.seed).shuffle(usable)
+        side = labelled.Labelled(usable[:texts], [IGNORE] * len(usable[:texts]))
+        train = finetune.encode(self.teacher, self.tokenizer, self.task.train, self.tuning)
+        found = finetune.encode(self.teacher, self.tokenizer, side, self.tuning)
+        types = train.types + found.types if train.types and found.types else None
+        return Rows(train.ids + found.ids, train.labels + found.labels, types)
+
+    def objective(self) -> Objective:
+        """The head's."""
+        return registry.get(self.tuning.head).objective(self.tuning, self.task)
+
+    def learn(
+        self,
+        model: Any,
+        epochs: float,
+        objective: Objective | None = None,
+        after: Callable[[float], None] | None = None,
+        rows: Rows | None = None,
+    ) -> None:
+        """Train from the last checkpoint of this stage, if there is one; a finished stage only loads its end."""
+        self.stages += 1
+        tuning = replace(self.tuning, epochs=epochs, method="", freeze="none", evaluate_every=0.0)
+        part = self._part(asdict(tuning))
+        timer = Timer(part.info.get("timings", {}))
+        try:
+            torch.manual_seed(tuning.seed + self.stages)
+            state = finetune.around(model, tuning, self.task, self.tokenizer, self.where, objective, rows)
+            budget = state.budget
+            assert budget
+            if saved := checkpoint.load(part.folder / "checkpoints", self.log):
+                state.load_state_dict(saved)
+            part.rewind(state.step)
+            if after:
+                after(budget.progress)
+                state.optimizers[0].register_step_post_hook(lambda *_: after(budget.progress))
+            part.update(settings=asdict(tuning), plan={"micro_rows": tuning.step_rows}, status="running")
+            shape = schedule.build(tuning.schedule, tuning.warmup, 1 - tuning.warmup)
+            steps = ([batch] for batch in cast(Examples, state.loader))
+            with timer("train"):
+                drive(part, state, steps, shape, dict, timer, self.log, parse_duration(self.save_every))
+            part.update(status="finished")
+        finally:
+            part.update(timings=timer.seconds)
+            part.release()
+        model.eval()
+
+    def _part(self, config: dict[str, Any]) -> Run:
+        """The run of this stage, old or new."""
+        folder = self.run.folder / f"stage-{self.stages}"
+        if not (folder / "run.json").exists():
+            return Run.begin(config, self.run.folder, folder.name, folder.name)
+        part = Run.open(folder)
+        part.acquire()
+        return part
+
+    def finish(self) -> None:
+        """All stages are done: what would continue them is not needed any more."""
+        for folder in self.run.folder.glob("stage-*"):
+            checkpoint.remove(folder / "checkpoints")
+
+    def judge(self, model: Any) -> tuple[dict[str, float], dict[str, Any]]:
+        """(scores on test, predictions as a fine-tuning run stores them) of a model or an `export.Runtime`."""
+        state: Any = SimpleNamespace(model=model, precision=Precision("cpu", torch.float32))
+        ask = finetune.Asking(state, self.tokenizer, self.task, self.tuning)
+        logits, side, head = ask.logits("test"), self.task.test, ask.head
+        calibration = model.config.calibration
+        scores = head.scores(side, head.answers(logits, side, calibration), self.task.classes)
+        return scores, head.stored(side, logits, self.task.classes, calibration)
+
+
+def tuned(folder: Path) -> tuple[Run, Tuning]:
+    """A finished fine-tuning run and its settings."""
+    run = Run.open(folder)
+    if run.info.get("kind") != "finetune" or run.info["status"] != "finished":
+        raise CourseError(f"{folder} is no finished fine-tuning run. Make one with `finetune --model {folder}`.")
+    return run, Tuning(**run.info["config"])

@@ -1,0 +1,107 @@
+"""ONNX in onnxruntime equals the model, its integers are ours; the command from a fine-tuning run to a record."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from course_lib import cli, finetune
+from course_lib.compress import export, files, quantized
+from course_lib.compress.heads import Heads
+from course_lib.compress.int4 import Int4
+from course_lib.compress.int8 import Int8
+from course_lib.errors import CourseError
+from course_lib.record import Run
+from tests.conftest import make_text
+from tests.test_compress_quantize import Desk, classifier
+from tests.test_finetune import pretrained, quiet, table, tuning  # noqa: F401 (table is a fixture)
+from tests.test_peft_parity import error
+
+
+def outputs(path, batch, level="all"):
+    (found,) = export.session(path, level=level).run(None, export.feed(batch))
+    return torch.from_numpy(found)
+
+
+def odd_batch():
+    ids = torch.randint(3, 64, (5, 13), generator=torch.Generator().manual_seed(9))
+    mask = torch.ones_like(ids)
+    mask[1, 6:] = 0
+    return {"input_ids": ids.where(mask > 0, 2), "attention_mask": mask}
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "modernbert", "bert", "gpt2"])
+def test_the_exported_graph_equals_the_model(architecture, tmp_path):
+    model = Heads(0.5, epochs=0).apply(classifier(architecture, tmp_path), Desk())
+    export.to_onnx(model, tmp_path / "m.onnx", Desk().batches(8))
+    with torch.no_grad():
+        expected = model(**odd_batch()).logits
+    for level in export.LEVELS:
+        assert error(outputs(tmp_path / "m.onnx", odd_batch(), level), expected) < 1e-5
+
+
+@pytest.mark.parametrize("step", [Int8(), Int8(scheme="static"), Int4(group=16)], ids=str)
+def test_quantized_graphs_are_small_and_close(step, tmp_path):
+    before = classifier("qwen3", tmp_path)
+    model = step.apply(classifier("qwen3", tmp_path), Desk())
+    export.to_onnx(before, tmp_path / "a.onnx", Desk().batches(8))
+    export.to_onnx(model, tmp_path / "b.onnx", Desk().batches(8))
+    with torch.no_grad():
+        ours, real = model(**odd_batch()).logits, before(**odd_batch()).logits
+    theirs = outputs(tmp_path / "b.onnx", odd_batch())
+    bound = 0.2 if isinstance(step, Int8) else 0.6
+    assert error(theirs, real) < bound
+    assert error(theirs, ours) < bound
+    ops = {node.op_type for node in onnx.load(tmp_path / "b.onnx").graph.node}
+    assert ops & {"MatMulInteger", "QuantizeLinear", "MatMulNBits"}
+
+
+def test_the_runtime_stores_our_integers(tmp_path):
+    model = Int8(embeddings=False).apply(classifier("qwen3", tmp_path), Desk())
+    export.to_onnx(model, tmp_path / "m.onnx", Desk().batches(8))
+    stored = [onnx.numpy_helper.to_array(t) for t in onnx.load(tmp_path / "m.onnx").graph.initializer]
+    stored = {t.astype(np.int16).tobytes() for t in stored if t.dtype == np.int8 and t.ndim == 2}
+    ours = [layer.integers().T.contiguous().numpy() for layer in quantized.layers(model).values()]
+    assert len(ours) == 14
+    assert all(q.astype(np.int16).tobytes() in stored for q in ours)
+
+
+def test_what_cannot_be_exported_is_named(tmp_path):
+    class Odd(torch.nn.Module):
+        def forward(self, input_ids):
+            return SequenceClassifierOutput(logits=torch.special.bessel_j0(input_ids.float()))
+
+    with pytest.raises(CourseError, match=r"ONNX has no form of the operation '.*bessel_j0.*'. Replace it"):
+        export.to_onnx(Odd(), tmp_path / "m.onnx", [{"input_ids": torch.ones(2, 3).long()}])
+    with pytest.raises(CourseError, match="Did you mean all"):
+        export.session(tmp_path / "m.onnx", level="al")
+
+
+def test_the_command_measures_stores_and_is_compared(table, tmp_path, capsys):  # noqa: F811
+    source = pretrained(tmp_path / "m", "qwen3")
+    more = tmp_path / "more.txt"
+    more.write_text("\n\n".join(f"{make_text(i, 3)} It is wonderful." for i in range(900, 960)))
+    tuned = finetune.finetune(tuning(table, source), runs=tmp_path / "runs", log=quiet)
+    options = ["compress", f"--model={tuned.folder}", f"--runs={tmp_path / 'runs'}", "--repeats=5"]
+    assert cli.main([*options, f"--recipe=distill:layers=1,epochs=3,texts=60,corpus={more}+int8:scheme=dynamic"]) == 0
+    shown = capsys.readouterr().out
+    assert "× smaller" in shown
+    assert "peak memory" in shown
+    run = Run.open(tmp_path / "runs" / "m-mood-distill-int8")
+    result = run.info["result"]
+    assert run.info["status"] == "finished"
+    assert result["after"]["accuracy"] > 0.9
+    assert result["torch"]["accuracy"] > 0.9
+    assert result["smaller"] > 1.5
+    assert result["before"]["memory"] > 10e6
+    model = files.load(run.folder / "model")
+    assert len(model.model.layers) == 1
+    assert len(quantized.layers(model)) == 8
+    assert not list(run.folder.rglob("checkpoints"))
+    assert finetune.compare(run, tuned).seeds >= 1
+
+    assert cli.main([*options, "--recipe=int9"]) == 1
+    assert "Did you mean int8 or int4" in capsys.readouterr().err
+    assert cli.main(["compress", f"--model={source}", f"--runs={tmp_path / 'runs'}"]) == 1
+    assert "no run at" in capsys.readouterr().err

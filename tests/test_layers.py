@@ -42,7 +42,7 @@ LAYERS = [
     ["recorder", "pretrain", "finetune"],
     ["compress.affine", "compress.quantized", "compress.structure", "compress.files", "compress.losses"],
     ["compress.base", "compress.int8", "compress.int4", "compress.qat", "compress.magnitude", "compress.movement"],
-    ["compress.heads", "compress.neurons", "compress.layers", "compress.distill", "compress.recipes"],
+    ["compress.units", "compress.layers", "compress.distill", "compress.recipes"],
     ["compress.export", "compress.measure", "compress.work", "compress.command"],
     ["report", "cram", "doctor"],
     ["checks.grading", "checks.chNN"],

@@ -1,6 +1,5 @@
 """What a recipe works in: a fine-tuned model, its task, and the ordinary fine-tuning loop to learn on."""
 
-import itertools
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -55,14 +54,19 @@ class Workshop:
         return [{k: v.to(place) for k, v in batch.items()} for batch in made]
 
     def more(self, corpus: str, texts: int) -> Rows:
-        """Sentences as they come in the corpus's documents, shuffled by the seed, of 4 words or more."""
+        """Sentences of documents drawn from the whole corpus (which may be sorted), of 4 words or more.
+
+        No sentence of a text of dev or test is among them.
+        """
         held_out = {str(text).strip() for side in (self.task.dev, self.task.test) for text in side.texts}
-        documents = list(itertools.islice(corpora.load(corpus, self.tuning.encoding).documents(), texts))
+        every_document = [text.strip() for text in corpora.load(corpus, self.tuning.encoding).documents()]
+        draw, known = random.Random(self.tuning.seed), [text for text in every_document if text not in held_out]
+        documents = draw.sample(known, min(texts, len(known)))
         every = [part.strip() for text in documents for part in re.split(r"(?<=[.!?])\s+", text)]
         usable = [text for text in dict.fromkeys(every) if text not in held_out and len(text.split()) >= 4]
         if not usable or isinstance(self.task.train.labels[0], list | tuple):
             raise CourseError(f"'{corpus}' has no sentences for '{self.tuning.head}'; use a task of one label a text.")
-        random.Random(self.tuning.seed).shuffle(usable)
+        draw.shuffle(usable)
         side = labelled.Labelled(usable[:texts], [IGNORE] * len(usable[:texts]))
         train = finetune.encode(self.teacher, self.tokenizer, self.task.train, self.tuning)
         found = finetune.encode(self.teacher, self.tokenizer, side, self.tuning)

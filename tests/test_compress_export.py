@@ -1,5 +1,6 @@
 """ONNX in onnxruntime equals the model, its integers are ours; the command from a fine-tuning run to a record."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -78,15 +79,15 @@ def test_the_runtime_stores_our_integers(tmp_path):
 def test_sentences_for_a_teacher_are_from_the_whole_corpus_and_not_from_held_out_texts(tmp_path):
     secret = [f"The secret words stand here {i}. And some more of them." for i in range(20)]
     first, second = ([f"{make_text(i, 2)} It is a {word} film." for i in range(30)] for word in ("good", "bad"))
-    corpus = tmp_path / "sorted.txt"  # one class after the other
-    corpus.write_text("\n\n".join([*first, *secret, *second]))
+    corpus = tmp_path / "sorted.jsonl"  # one class after the other
+    corpus.write_text("\n".join(json.dumps({"text": text}) for text in [*first, *secret, *second]))
     side = lambda some: labelled.Labelled(some, [0] * len(some))
     task = labelled.Task("mood", ["a", "b"], side(["It starts here."]), side(secret[:10]), side(secret[10:]))
     tokenizer = finetune.load_tokenizer(pretrained(tmp_path / "m", "qwen3") / "model")
     shop = SimpleNamespace(task=task, tuning=Tuning(), teacher=classifier("qwen3", tmp_path), tokenizer=tokenizer)
-    rows = work.Workshop.more(shop, str(corpus), 50)
+    rows = work.Workshop.more(shop, str(corpus), 40)
     found = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in rows.ids]
-    assert len(found) == 51
+    assert len(found) == 41
     assert set(rows.labels[1:]) == {IGNORE}
     assert {"It is a good film.", "It is a bad film."} <= set(found)
     assert not any("secret" in text or "more of them" in text for text in found)
@@ -127,7 +128,7 @@ def test_the_command_measures_stores_and_is_compared(table, tmp_path, capsys):  
     assert finetune.compare(run, tuned).seeds >= 1
     assert cli.main(["sample", f"--run={run.folder}"]) == 1
     assert "holds a compressed model" in capsys.readouterr().err
-    assert cli.main(["sample", f"--run={tuned.folder / 'seed-0'}"]) == 1
+    assert cli.main(["sample", f"--run={tuned.folder}"]) == 1
     assert "which writes no text" in capsys.readouterr().err
 
     assert cli.main([*options, "--recipe=int9"]) == 1

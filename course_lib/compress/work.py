@@ -58,11 +58,12 @@ class Workshop:
 
         No sentence of a text of dev or test is among them.
         """
-        held_out = {str(text).strip() for side in (self.task.dev, self.task.test) for text in side.texts}
-        every_document = [text.strip() for text in corpora.load(corpus, self.tuning.encoding).documents()]
-        draw, known = random.Random(self.tuning.seed), [text for text in every_document if text not in held_out]
-        documents = draw.sample(known, min(texts, len(known)))
-        every = [part.strip() for text in documents for part in re.split(r"(?<=[.!?])\s+", text)]
+        split = lambda text: [part.strip() for part in re.split(r"(?<=[.!?])\s+", str(text).strip())]
+        sides = (self.task.dev, self.task.test)
+        held_out = {part for side in sides for text in side.texts for part in (str(text).strip(), *split(text))}
+        documents = [text for text in corpora.load(corpus, self.tuning.encoding).documents() if text not in held_out]
+        draw = random.Random(self.tuning.seed)
+        every = [part for text in draw.sample(documents, min(texts, len(documents))) for part in split(text)]
         usable = [text for text in dict.fromkeys(every) if text not in held_out and len(text.split()) >= 4]
         if not usable or isinstance(self.task.train.labels[0], list | tuple):
             raise CourseError(f"'{corpus}' has no sentences for '{self.tuning.head}'; use a task of one label a text.")

@@ -78,7 +78,7 @@ def test_the_runtime_stores_our_integers(tmp_path):
 
 def test_sentences_for_a_teacher_are_from_the_whole_corpus_and_not_from_held_out_texts(tmp_path):
     secret = [f"The secret words stand here {i}. And some more of them." for i in range(20)]
-    first, second = ([f"{make_text(i, 2)} It is a {word} film." for i in range(30)] for word in ("good", "bad"))
+    first, second = ([f"The {word} film comes {i}th. It was {word} {i} times." for i in range(30)] for word in "ab")
     corpus = tmp_path / "sorted.jsonl"  # one class after the other
     corpus.write_text("\n".join(json.dumps({"text": text}) for text in [*first, *secret, *second]))
     side = lambda some: labelled.Labelled(some, [0] * len(some))
@@ -89,7 +89,7 @@ def test_sentences_for_a_teacher_are_from_the_whole_corpus_and_not_from_held_out
     found = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in rows.ids]
     assert len(found) == 41
     assert set(rows.labels[1:]) == {IGNORE}
-    assert {"It is a good film.", "It is a bad film."} <= set(found)
+    assert {word for word in "ab" if any(f" {word} " in text for text in found)} == {"a", "b"}
     assert not any("secret" in text or "more of them" in text for text in found)
 
 

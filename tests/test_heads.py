@@ -9,7 +9,7 @@ import signal
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 from transformers import AutoTokenizer
@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from course_lib import cli, device, examples, finetune, freezing, metrics, models, optim, recipes, recorder
 from course_lib import tokenizer as tokenizers
 from course_lib.config import Tuning
-from course_lib.data import annotated, labelled
+from course_lib.data import annotated, labelled, tags
 from course_lib.errors import CourseError
 from course_lib.heads import base, registry, spans, tokens, windows
 from course_lib.objectives import IGNORE, Classification
@@ -365,3 +365,16 @@ def test_the_bootstrap_of_a_ratio_is_that_of_its_sums():
 def test_unknown_heads_are_named():
     with pytest.raises(CourseError, match="no head called 'nerr'. Did you mean ner"):
         registry.get("nerr")
+
+
+@given(st.integers(0, 4), st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_decoding_finds_the_likeliest_sound_row_of_tags(length, seed):
+    classes = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+    chances = np.random.default_rng(seed).dirichlet(np.full(5, 0.3), length)
+    sound = [
+        row for row in itertools.product(range(5), repeat=length)
+        if tags.of_spans(tags.spans([classes[i] for i in row]), length) == [classes[i] for i in row]
+    ]  # fmt: skip
+    best = max(sound, key=lambda row: np.log(np.maximum([chances[w, i] for w, i in enumerate(row)], 1e-12)).sum())
+    assert tokens.decode(chances.reshape(length, 5), classes) == list(best)

@@ -23,6 +23,7 @@ class Config:
     )
     replay: str = _option("", "a run folder: repeat that run, its settings and its recorded progress, step by step")
     objective: str = _option("clm", "clm (decoder), mlm (encoder), hybrid, rtd or mlm+nsp")
+    teacher: str = _option("", "with clm: a pretrained run of the same tokenizer, whose guesses are learnt as well")
     architecture: str = _option("", "qwen3, nanochat, gpt2, modernbert or bert; empty: what suits the objective")
     embeddings: str = _option("auto", "random, cooccurrence (in closed form, from the text), or auto: what suits")
     tokenizer: str = _option("byte-bpe", "byte-bpe, wordpiece, or characters (for Chinese)")

@@ -159,7 +159,7 @@ def moved(embeddings: nn.Module) -> Iterator[Shift]:
 class FGM:
     """One step to the edge of the ball (Miyato et al. 2017). `epsilon`: in mean norms of a token's embedding."""
 
-    epsilon: float = 0.3
+    epsilon: float = 0.06
 
     def around(self, model: Any, objective: Objective) -> Objective:
         """Twice the cost."""
@@ -170,8 +170,8 @@ class FGM:
 class PGD:
     """Several shorter steps, each back into the ball (Madry et al. 2018)."""
 
-    epsilon: float = 0.3
-    step: float = 0.15
+    epsilon: float = 0.06
+    step: float = 0.03
     steps: int = 3
 
     def around(self, model: Any, objective: Objective) -> Objective:

@@ -15,7 +15,7 @@ from course_lib.data import labelled
 from course_lib.search import Problem
 from tools.trials import Trials
 
-TASK, LABELS, BUDGET, SEEDS = "wiki_topics", 1000, 240, 10
+TASK, LABELS, BUDGET, SEEDS = "wiki_topics", 1000, 360, 10
 
 
 def main() -> None:

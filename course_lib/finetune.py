@@ -13,7 +13,6 @@ import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from course_lib import (
-    augment,
     baselines,
     checkpoint,
     device,
@@ -23,7 +22,6 @@ from course_lib import (
     models,
     optim,
     progress,
-    regularize,
     schedule,
     training,
 )
@@ -38,6 +36,7 @@ from course_lib.peft import adapters, files, methods
 from course_lib.precision import Precision
 from course_lib.record import Run, Timer, now
 from course_lib.recorder import Log, drive
+from course_lib.robust import augment, regularize
 from course_lib.storage import new_folder
 from course_lib.training import Training
 
@@ -62,11 +61,7 @@ def finetune(
     started = time.monotonic() if started is None else started
     progress.hush_transformers()
     folder, head = pretrained.locate(tuning.model), registry.get(tuning.head)
-    if tuning.method:
-        methods.parse(tuning.method)  # an error before anything is made
-    if tuning.augment:
-        augment.parse(tuning.augment)
-    regularize.parse(tuning.regularize)
+    _parse(tuning)  # an error before anything is made
     task = head.task(tuning)
     for note in task.notes:
         log(note)
@@ -87,6 +82,15 @@ def finetune(
         log(f"{text}\nCalibration error {found['ece_raw']:.4f}, by a temperature fitted on dev {found['ece']:.4f}.")
     log(summary(run))
     return run
+
+
+def _parse(tuning: Tuning) -> None:
+    """Raise CourseError for settings on one line that nothing understands."""
+    if tuning.method:
+        methods.parse(tuning.method)
+    if tuning.augment:
+        augment.parse(tuning.augment)
+    regularize.parse(tuning.regularize)
 
 
 def new_model(folder: Path, classes: list[str], tuning: Tuning) -> Any:

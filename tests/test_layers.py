@@ -39,7 +39,7 @@ LAYERS = [
     ["heads.base", "heads.classify", "heads.windows", "heads.tokens", "heads.spans", "heads.registry"],
     ["peft.base", "peft.lora", "peft.adalora", "peft.bottleneck", "peft.bitfit", "peft.prefix", "peft.prompt"],
     ["peft.methods", "peft.adapters", "peft.files"],
-    ["thesaurus", "augment", "regularize", "attack", "search"],
+    ["robust.thesaurus", "robust.augment", "robust.regularize", "robust.attack", "robust.search"],
     ["recorder", "pretrain", "finetune"],
     ["compress.affine", "compress.quantized", "compress.structure", "compress.files", "compress.losses"],
     ["compress.base", "compress.int8", "compress.int4", "compress.qat", "compress.magnitude", "compress.movement"],

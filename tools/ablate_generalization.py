@@ -17,17 +17,19 @@ from typing import Any
 import numpy as np
 from transformers import AutoModelForSequenceClassification
 
-from course_lib import attack, device, finetune, progress, thesaurus
+from course_lib import device, finetune, progress
 from course_lib.config import Tuning
 from course_lib.data import labelled
 from course_lib.heads import base as heads
 from course_lib.precision import Precision
 from course_lib.record import Run
+from course_lib.robust import attack, augment, thesaurus
 from tools.trials import ROOT, Trials
 
 MODEL, TASK, LABELS = "runs/decoder-2h", "rotten_tomatoes", 200
 BASE: dict[str, Any] = {"labels": LABELS, "epochs": 10.0, "step_rows": 16, "keep": "last"}
 ENCODER, ENCODER_TOKENS = "encoder", 1_500_000  # a short masked model, pretrained once
+SENTENCES = ["a warm and funny film about a family in the north .", "two long hours of noise and no idea at all ."]
 FIVE_COPIES = {"epochs": 2.0}  # as many steps as ten epochs of the texts alone
 ARMS: dict[str, dict[str, Any]] = {
     "baseline": {},
@@ -121,8 +123,9 @@ def pretraining(encoder: Path) -> list[str]:
 
 
 def about_the_encoder(run: Run) -> dict[str, Any]:
-    """Its loss and what it cost."""
-    return {"mlm_loss": run.info["result"]["mlm_loss"], "seconds": run.info["seconds"]}
+    """Its loss, what it cost, and what it makes of some sentences."""
+    said = augment.enlarge(labelled.Labelled(SENTENCES, [0, 1]), f"masked:copies=2,model={run.folder}", 0)
+    return {"mlm_loss": run.info["result"]["scores"]["mlm_loss"], "seconds": run.info["seconds"], "examples": said.texts}
 
 
 def command(asked: Asked, runs: str, encoder: Path) -> list[str]:

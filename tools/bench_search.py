@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from course_lib import search
 from course_lib.data import labelled
-from course_lib.search import Problem
+from course_lib.robust import search
+from course_lib.robust.search import Problem
 from tools.trials import Trials
 
 TASK, LABELS, BUDGET, SEEDS = "wiki_topics", 1000, 360, 10

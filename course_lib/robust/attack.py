@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from course_lib.thesaurus import Thesaurus
+from course_lib.robust.thesaurus import Thesaurus
 
 Score = Callable[[list[str]], np.ndarray]  # texts → probabilities (texts, classes)
 Candidates = Callable[[str], list[str]]  # what a word may become

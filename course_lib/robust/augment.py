@@ -11,11 +11,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from course_lib import progress, spec, thesaurus
+from course_lib import progress, spec
 from course_lib.data.labelled import Labelled
 from course_lib.data.pretrained import locate
 from course_lib.errors import CourseError
-from course_lib.thesaurus import Thesaurus
+from course_lib.robust import thesaurus
+from course_lib.robust.thesaurus import Thesaurus
 
 Random = np.random.Generator
 LONGEST = 128  # tokens at the start of a text in which a masked model exchanges words

@@ -85,7 +85,9 @@ def finetune(
 
 
 def _parse(tuning: Tuning) -> None:
-    """Raise CourseError for settings on one line that nothing understands."""
+    """Raise CourseError for settings that nothing understands."""
+    if tuning.keep not in ("best", "last", "average"):
+        raise CourseError(f"--keep is best, last or average, not '{tuning.keep}'.")
     if tuning.method:
         methods.parse(tuning.method)
     if tuning.augment:
@@ -298,8 +300,6 @@ def around(
         adapters.follow(model, [optimizer], budget)
     if tuning.freeze == "gradual":
         objective = freezing.Gradual(objective, model, lambda: budget.progress)
-    if tuning.keep not in ("best", "last", "average"):
-        raise CourseError(f"--keep is best, last or average, not '{tuning.keep}'.")
     return Training(
         model=model,
         objective=objective,

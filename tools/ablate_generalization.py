@@ -116,7 +116,7 @@ def run(trials: Trials, asked: Asked, encoder: Path) -> bool:
 
 def pretraining(encoder: Path) -> list[str]:
     """`python …` of the masked model."""
-    options = {
+    options: dict[str, Any] = {
         "objective": "mlm", "size": "nano", "tokens": ENCODER_TOKENS, "runs": encoder.parent, "run-id": encoder.name
     }  # fmt: skip
     return ["-m", "course_lib", "pretrain", "--json", *(f"--{name}={value}" for name, value in options.items())]
@@ -125,12 +125,16 @@ def pretraining(encoder: Path) -> list[str]:
 def about_the_encoder(run: Run) -> dict[str, Any]:
     """Its loss, what it cost, and what it makes of some sentences."""
     said = augment.enlarge(labelled.Labelled(SENTENCES, [0, 1]), f"masked:copies=2,model={run.folder}", 0)
-    return {"mlm_loss": run.info["result"]["scores"]["mlm_loss"], "seconds": run.info["seconds"], "examples": said.texts}
+    return {
+        "mlm_loss": run.info["result"]["scores"]["mlm_loss"],
+        "seconds": run.info["seconds"],
+        "examples": said.texts,
+    }
 
 
 def command(asked: Asked, runs: str, encoder: Path) -> list[str]:
     """`python …` of a run."""
-    options = {
+    options: dict[str, Any] = {
         "task": TASK, "model": ROOT / MODEL, **BASE, **ARMS[asked["arm"]], "lr": asked["lr"], "seed": asked["seed"],
         "seeds": asked["seeds"], "runs": runs, "run-id": "run",
     }  # fmt: skip

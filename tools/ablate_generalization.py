@@ -71,8 +71,8 @@ def main() -> None:
     parser.add_argument("--single", action="store_true", help="end after one run: to fill a pause")
     options = parser.parse_args()
     progress.hush_transformers()
-    about = {"model": MODEL, "task": TASK, "base": BASE, "arms": ARMS, "rates": RATES, "usual_rates": USUAL_RATES}
-    about |= {"attacked_texts": ATTACKED_TEXTS, "changed_words": CHANGED_WORDS}
+    about: dict[str, Any] = {"model": MODEL, "task": TASK, "base": BASE, "arms": ARMS, "rates": RATES}
+    about |= {"usual_rates": USUAL_RATES, "attacked_texts": ATTACKED_TEXTS, "changed_words": CHANGED_WORDS}
     trials = Trials(options.out, "ablation", **about)
     encoder = (options.out / f".{ENCODER}").resolve()
     for asked in plan(trials):

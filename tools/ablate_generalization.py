@@ -59,7 +59,7 @@ USUAL_RATES = (3e-4, 1e-3, 3e-3)
 SEEDS = {"baseline": 15}  # enough for five ensembles of three
 USUAL_SEEDS, TOGETHER = 5, 4  # seeds; of them in one process
 KEPT = ("baseline", "all")  # whose outputs are stored, for ensembles and calibration
-ATTACKED, ATTACKED_TEXTS, CHANGED_WORDS = ("baseline", "eda", "fgm", "pgd", "all"), 100, 3
+ATTACKED, ATTACKED_TEXTS, CHANGED_WORDS = ("baseline", "fgm", "pgd", "all"), 100, 3
 
 Asked = dict[str, Any]
 

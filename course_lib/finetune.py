@@ -187,7 +187,7 @@ def _one(
             else:
                 state.model.save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)
-        run.update(status="finished", finished=now())
+        run.update(status="finished", finished=now(), cpu_share=run.cpu_share() if where.kind == "cpu" else None)
         checkpoint.remove(run.folder / "checkpoints")
     finally:
         run.update(timings=timer.seconds)
@@ -326,8 +326,10 @@ def _result(parts: list[Run], head: base.Head) -> dict[str, Any]:
     """Means over the seeds, and how far they are apart."""
     mean = lambda side, name: round(statistics.mean(part.info["result"][side][name] for part in parts), 4)
     values = [part.info["result"]["test"][head.metric] for part in parts]
+    shares = [part.info["cpu_share"] for part in parts if part.info.get("cpu_share")]
     return {
         "seeds": len(parts),
+        "cpu_share": min(shares, default=None),
         **{name: mean("test", name) for name in parts[0].info["result"]["test"]},
         f"dev_{head.metric}": mean("dev", head.metric),
         "least": round(min(values), 4),

@@ -26,10 +26,7 @@ RUNGS: dict[str, list[tuple[str, Setting]]] = {
         ("embeddings from co-occurrence", {"embeddings": "cooccurrence"}),
     ],
     "encoder": [
-        (
-            "BERT, AdamW, cosine",
-            START | {"architecture": "bert", "lr": 5e-4, "mask_start": 0.15, "mask_end": 0.15} | DENSE,
-        ),
+        ("BERT, AdamW, cosine", START | DENSE | {"architecture": "bert", "lr": 5e-4}),
         ("output layer on masked positions only", {"objective": "mlm"}),
         ("learning rate four times higher", {"lr": 2e-3}),
         ("flat, then down to zero with the budget", {"schedule": "trapezoid", "cooldown": 0.6}),

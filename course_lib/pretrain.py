@@ -257,7 +257,7 @@ def _finish(run: Run, state: Training, data: prepare.Prepared, where: device.Dev
         run.update(result={"scores": scores}, status="finished")
         return
     rows = list(run.metrics())
-    tokens, seconds, worked = (sum(row[name] for row in rows) for name in ("tokens", "seconds", "worked"))
+    tokens, seconds = (sum(row[name] for row in rows) for name in ("tokens", "seconds"))
     rate = run.info["plan"]["flops_per_token"] * tokens / seconds
     result = {
         "scores": scores,
@@ -265,7 +265,7 @@ def _finish(run: Run, state: Training, data: prepare.Prepared, where: device.Dev
         "tokens": tokens,
         "epochs": round(tokens / len(data.train.tokens), 2),
         "seconds": round(seconds, 3),
-        "cpu_share": round(worked / seconds, 3) if where.kind == "cpu" else None,  # < 0.9: others used it too
+        "cpu_share": run.cpu_share() if where.kind == "cpu" else None,
         "tokens_per_second": round(tokens / seconds),
         "flops_per_second": round(rate),
         "mfu": round(rate / where.peak_flops, 4) if where.peak_flops else None,  # None: the peak is not known

@@ -103,6 +103,11 @@ class Run:
             with self.metrics_path.open(encoding="utf-8") as file:
                 yield from map(json.loads, file)
 
+    def cpu_share(self) -> float:
+        """Processor time of a thread over the time of the steps; below 0.9 others used the processor, too."""
+        rows = list(self.metrics())
+        return round(sum(row["worked"] for row in rows) / sum(row["seconds"] for row in rows), 3)
+
     def rewind(self, steps: int) -> None:
         """Forget what was logged after `steps` steps: the resumed run will log it again."""
         if not self.writes:

@@ -101,6 +101,7 @@ def test_seeds_differ_are_stored_apart_and_only_the_best_keeps_its_weights(table
     folder = pretrained(tmp_path / "m", "modernbert")
     run = finetune.finetune(replace(tuning(table, folder, seeds=2), epochs=1), runs=tmp_path, log=quiet)
     assert run.info["result"]["seeds"] == 2
+    assert 0 < run.info["result"]["cpu_share"] < 1.1
     assert finetune.correct(run).shape == (2, run.info["task"]["test"])
     files = [(run.folder / f"seed-{i}" / finetune.PREDICTIONS).read_text() for i in range(2)]
     assert files[0] != files[1]

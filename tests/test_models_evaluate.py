@@ -168,6 +168,15 @@ def test_the_probe_halves_the_micro_batch_until_it_fits(tiny_model):
     assert fits == 13  # nothing shrank: the whole batch
 
 
+def test_the_committed_chinese_encoder_scores_what_its_record_says(cpu):
+    """One hour of one thread; its test block is in no part of the pretraining."""
+    folder = ROOT / "runs" / "encoder-zh-1h"
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    found = judge.on_corpus(folder, "peoples_daily+zh_reviews", "utf-8", cpu)
+    assert found["mlm_loss"] == pytest.approx(record["committed"]["mlm_loss"], abs=1e-3)
+    assert record["result"]["cpu_share"] >= 0.9
+
+
 def test_the_committed_decoder_scores_what_its_record_says(cpu):
     """Two hours of one thread; its float16 weights are read as they are stored."""
     folder = ROOT / "runs" / "decoder-2h"

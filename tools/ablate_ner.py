@@ -69,7 +69,7 @@ def read(folder: Path, printed: str) -> dict[str, Any]:
     """The scores that a run printed. Its weights are dropped, its predictions stay for the comparison."""
     info = json.loads(printed)
     shutil.rmtree(folder / "model", ignore_errors=True)
-    kept = ("f1", "strict_f1", "precision", "recall", "dev_f1", "ece_raw", "ece")
+    kept = ("f1", "strict_f1", "precision", "recall", "dev_f1", "ece_raw", "ece", "cpu_share")
     return {key: info["result"][key] for key in kept} | {"seconds": info["seconds"]}
 
 

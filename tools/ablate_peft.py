@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from course_lib import finetune, progress
+from course_lib import evaluate, finetune, progress
 from course_lib.config import Tuning
 from course_lib.data import labelled
+from course_lib.data.pack import Packed
 from course_lib.heads import base as heads
-from course_lib.peft import base, files
+from course_lib.peft import adapters, base, files
 from course_lib.precision import Precision
 from course_lib.record import Run
 from tools.trials import ROOT, Trials
@@ -135,6 +136,7 @@ def observe(asked: Asked, folder: Path, printed: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "dev": done.info["result"]["dev_accuracy"], "test": done.info["result"]["accuracy"],
         "test_hash": done.info["task"]["test_hash"], "seconds": done.info["seconds"],
+        "cpu_share": done.info["result"]["cpu_share"],
         "correct": "".join(str(int(hit)) for hit in finetune.correct(done)[0]),
     }  # fmt: skip
     weights = folder / "model" / files.WEIGHTS
@@ -145,7 +147,29 @@ def observe(asked: Asked, folder: Path, printed: str) -> dict[str, Any]:
         found["ranks"] = {n.removeprefix(files.PREFIX)[:-2]: len(t) for n, t in stored.items() if n.endswith(".E")}
     if asked["arm"] == "full" and asked["texts"] == ALL[asked["task"]] and asked["seed"] == 0:
         found["change"] = change(folder / "model", asked)
+    if asked["texts"] == ALL[asked["task"]] and asked["seed"] == 0:
+        found["bits_per_byte"] = forgotten(folder / "model", bool(asked["method"]))
     return found
+
+
+def forgotten(folder: Path, adapter: bool) -> dict[str, float]:
+    """Bits per byte of film reviews by the base's output layer: on the base, and on the body that has learnt a task."""
+    tokenizer, reviews = finetune.load_tokenizer(folder), labelled.load("rotten_tomatoes").test.texts
+    stream = np.array([token for text in reviews for token in tokenizer(text).input_ids])
+    held_out = Packed(stream, len(reviews), sum(len(text.encode()) for text in reviews))
+    causal = AutoModelForCausalLM.from_pretrained(ROOT / MODEL / "model", dtype=torch.float32)
+    score = lambda: round(
+        evaluate.bits_per_byte(causal, held_out, 128, Precision("cpu", torch.float32), tokenizer.bos_token_id), 4
+    )
+    found = {"base": score()}
+    if adapter:
+        tuned = files.restore(folder, AutoModelForSequenceClassification)
+        causal.model = tuned.model
+        with adapters.bare(tuned):
+            found["off"] = score()
+    else:
+        causal.model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).model
+    return found | {"tuned": score()}
 
 
 @torch.no_grad()

@@ -50,6 +50,10 @@ def main() -> None:
             script = [str(ROOT / "tools" / "ladder.py"), f"--side={options.side}", f"--budget={options.budget}"]
             if trials.run(what, [*script, f"--one={json.dumps(asked)}"]) and options.single:
                 return
+    left = len(rungs) * options.seeds - sum(run["budget"] == options.budget for run in trials.record["runs"])
+    if left > 0:
+        print(f"{left} runs are another process's; the same command writes the table when they have ended.")
+        return
     trials.store(summary=summary(options.side, trials.record["runs"]))
     for row in trials.record["summary"]:
         print("{name:<46}{mean:>8.3f}{gain:>8.3f}  [{low:.3f}, {high:.3f}]".format(**row))

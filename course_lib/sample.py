@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoTokenizer,
@@ -22,6 +23,9 @@ def load(folder: Path, device: Device) -> tuple[PreTrainedModel, PreTrainedToken
     """Model and tokenizer from a run folder (or any folder that `from_pretrained` accepts)."""
     progress.hush_transformers()
     folder = model_folder(folder)
+    named = (AutoConfig.from_pretrained(folder).architectures or [""])[0]
+    if "Classification" in named or "QuestionAnswering" in named:  # its output layer would be drawn at random
+        raise CourseError(f"{folder} holds a {named}, which writes no text. Give a pretrained decoder.")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device.torch)
     return model, AutoTokenizer.from_pretrained(folder)
 

@@ -7,10 +7,12 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from course_lib import cooccurrence, distributed, evaluate, models, optim, recipes
 from course_lib.batches import Steps
 from course_lib.budget import Budget
+from course_lib.compress.losses import LanguageDistillation
 from course_lib.config import Config
 from course_lib.data import pack, prepare
 from course_lib.device import Device
@@ -18,6 +20,7 @@ from course_lib.errors import CourseError
 from course_lib.examples import Examples
 from course_lib.objectives import Objective
 from course_lib.precision import Precision
+from course_lib.storage import model_folder
 
 
 @dataclass
@@ -94,7 +97,7 @@ class Training:
 def build(settings: Config, data: prepare.Prepared, where: Device) -> Training:
     """Model, optimizers and loader at step 0, in the order that the seed fixes. The budget comes with the plan."""
     torch.manual_seed(settings.seed)
-    recipe, ids = recipes.get(settings.objective), recipes.token_ids(data.tokenizer)
+    ids = recipes.token_ids(data.tokenizer)
     shape = replace(models.size(settings.size), context=settings.context)
     model = recipes.new_model(settings, shape, ids)
     if settings.embeddings == "cooccurrence":
@@ -110,7 +113,7 @@ def build(settings: Config, data: prepare.Prepared, where: Device) -> Training:
     tail = settings.tail_average
     return Training(
         model=model,
-        objective=recipe.objective,
+        objective=_objective(settings, data, where),
         optimizers=optimizers(model, settings),
         loader=pack.Loader(data.train, settings.context, step_rows(settings), settings.seed),
         masking=torch.Generator().manual_seed(settings.seed),
@@ -122,6 +125,23 @@ def build(settings: Config, data: prepare.Prepared, where: Device) -> Training:
             "number of weights": models.count_parameters(model),
         },
     )
+
+
+def _objective(settings: Config, data: prepare.Prepared, where: Device) -> Objective:
+    """The recipe's, or half of it and half of what a teacher says about every next token."""
+    if not settings.teacher:
+        return recipes.get(settings.objective).objective
+    if settings.objective != "clm":
+        raise CourseError(
+            f"A teacher says what comes next; --objective {settings.objective} does not ask that. Use clm."
+        )
+    folder = model_folder(Path(settings.teacher))
+    if AutoTokenizer.from_pretrained(folder).get_vocab() != data.tokenizer.get_vocab():
+        raise CourseError(
+            f"{settings.teacher} has another tokenizer. Give the corpus, --vocab-size and budget that it had."
+        )
+    teacher = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(where.torch)
+    return LanguageDistillation(teacher)
 
 
 def distribute(training: Training, settings: Config, shard: bool) -> None:

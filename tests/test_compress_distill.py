@@ -15,6 +15,7 @@ from tests.test_peft_parity import network
 
 
 def test_soft_targets_in_closed_form():
+    """Equation eq-soft."""
     draw = torch.Generator().manual_seed(0)
     s, t = (torch.randn(6, 5, generator=draw, dtype=torch.float64) for _ in range(2))
     for temperature in (1.0, 3.0):
@@ -42,6 +43,7 @@ def test_the_gradient_of_soft_targets_keeps_its_size():
 
 
 def test_directions_and_attention_in_closed_form():
+    """Equation eq-directions, by the cosine."""
     draw = torch.Generator().manual_seed(0)
     s, t = (torch.randn(6, 5, generator=draw, dtype=torch.float64) for _ in range(2))
     cosine = torch.cosine_similarity(s, t)

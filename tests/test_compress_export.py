@@ -1,5 +1,8 @@
 """ONNX in onnxruntime equals the model, its integers are ours; the command from a fine-tuning run to a record."""
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import pytest
@@ -7,11 +10,14 @@ import torch
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from course_lib import cli, finetune
-from course_lib.compress import export, files, quantized
-from course_lib.compress.heads import Heads
+from course_lib.compress import export, files, quantized, work
 from course_lib.compress.int4 import Int4
 from course_lib.compress.int8 import Int8
+from course_lib.compress.units import Heads
+from course_lib.config import Tuning
+from course_lib.data import labelled
 from course_lib.errors import CourseError
+from course_lib.objectives import IGNORE
 from course_lib.record import Run
 from tests.conftest import make_text
 from tests.test_compress_quantize import Desk, classifier
@@ -55,6 +61,9 @@ def test_quantized_graphs_are_small_and_close(step, tmp_path):
     assert error(theirs, ours) < bound
     ops = {node.op_type for node in onnx.load(tmp_path / "b.onnx").graph.node}
     assert ops & {"MatMulInteger", "QuantizeLinear", "MatMulNBits"}
+    inputs = [t for t in onnx.load(tmp_path / "b.onnx").graph.initializer if t.name.endswith("_zero_point")]
+    if step == Int8(scheme="static"):
+        assert any(onnx.numpy_helper.to_array(t).dtype == np.uint8 for t in inputs), "signed inputs are slow on x86"
 
 
 def test_the_runtime_stores_our_integers(tmp_path):
@@ -65,6 +74,23 @@ def test_the_runtime_stores_our_integers(tmp_path):
     ours = [layer.integers().T.contiguous().numpy() for layer in quantized.layers(model).values()]
     assert len(ours) == 14
     assert all(q.astype(np.int16).tobytes() in stored for q in ours)
+
+
+def test_sentences_for_a_teacher_are_from_the_whole_corpus_and_not_from_held_out_texts(tmp_path):
+    secret = [f"The secret words stand here {i}. And some more of them." for i in range(20)]
+    first, second = ([f"The {word} film comes {i}th. It was {word} {i} times." for i in range(30)] for word in "ab")
+    corpus = tmp_path / "sorted.jsonl"  # one class after the other
+    corpus.write_text("\n".join(json.dumps({"text": text}) for text in [*first, *secret, *second]))
+    side = lambda some: labelled.Labelled(some, [0] * len(some))
+    task = labelled.Task("mood", ["a", "b"], side(["It starts here."]), side(secret[:10]), side(secret[10:]))
+    tokenizer = finetune.load_tokenizer(pretrained(tmp_path / "m", "qwen3") / "model")
+    shop = SimpleNamespace(task=task, tuning=Tuning(), teacher=classifier("qwen3", tmp_path), tokenizer=tokenizer)
+    rows = work.Workshop.more(shop, str(corpus), 40)
+    found = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in rows.ids]
+    assert len(found) == 41
+    assert set(rows.labels[1:]) == {IGNORE}
+    assert {word for word in "ab" if any(f" {word} " in text for text in found)} == {"a", "b"}
+    assert not any("secret" in text or "more of them" in text for text in found)
 
 
 def test_what_cannot_be_exported_is_named(tmp_path):
@@ -100,6 +126,10 @@ def test_the_command_measures_stores_and_is_compared(table, tmp_path, capsys):  
     assert len(quantized.layers(model)) == 8
     assert not list(run.folder.rglob("checkpoints"))
     assert finetune.compare(run, tuned).seeds >= 1
+    assert cli.main(["sample", f"--run={run.folder}"]) == 1
+    assert "holds a compressed model" in capsys.readouterr().err
+    assert cli.main(["sample", f"--run={tuned.folder}"]) == 1
+    assert "which writes no text" in capsys.readouterr().err
 
     assert cli.main([*options, "--recipe=int9"]) == 1
     assert "Did you mean int8 or int4" in capsys.readouterr().err

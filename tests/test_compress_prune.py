@@ -7,12 +7,11 @@ import torch
 from torch.nn.utils import prune
 
 from course_lib.compress import files, magnitude, recipes, structure
-from course_lib.compress.heads import Heads
 from course_lib.compress.int8 import Int8
 from course_lib.compress.layers import Layers, chosen
 from course_lib.compress.magnitude import Magnitude
 from course_lib.compress.movement import Movement, Scored
-from course_lib.compress.neurons import Neurons
+from course_lib.compress.units import Heads, Neurons
 from course_lib.errors import CourseError
 from course_lib.objectives import Classification
 from tests.test_compress_quantize import Desk, classifier
@@ -45,6 +44,7 @@ def test_a_cut_model_is_the_masked_model(architecture, kind):
 
 
 def test_importance_is_the_derivative_of_the_loss(tmp_path):
+    """Equation eq-importance, by finite differences."""
     model, desk = classifier("qwen3", tmp_path, torch.float64), Desk()
     found, batches = structure.sublayers(model, "heads"), desk.batches(8)
     scores = structure.importance(model, found, Classification(), batches)
@@ -104,6 +104,7 @@ def test_zeros_stay_while_the_rest_learns(step, architecture, tmp_path):
 
 
 def test_magnitude_keeps_the_largest():
+    """Equation eq-magnitude, by hand and by `torch.nn.utils.prune`."""
     weights = {"a": torch.tensor([[1.0, -5.0], [0.1, 3.0]]), "b": torch.tensor([[0.2, 0.3]])}
     found = magnitude.masks(weights, 0.5)
     assert found["a"].tolist() == [[True, True], [False, True]]
@@ -116,6 +117,7 @@ def test_magnitude_keeps_the_largest():
 
 
 def test_scores_move_as_the_paper_says():
+    """Equation eq-movement: the gradient of the scores in closed form."""
     w, x = torch.randn(3, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
     part = Scored(w).double()
     part.share = 0.5

@@ -1,6 +1,8 @@
 """Quantization against closed forms, torch's own kernels and finite gradients; quantized models and their files."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -14,8 +16,10 @@ from course_lib.compress.int4 import Int4
 from course_lib.compress.int8 import Int8
 from course_lib.compress.qat import QAT, simulate
 from course_lib.compress.quantized import Bits
+from course_lib.compress.units import Heads
 from course_lib.errors import CourseError
 from course_lib.objectives import Classification
+from tests.conftest import ROOT
 from tests.test_peft_parity import TARGETS, error, logits, network, tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:.*quantize_per_.*")
@@ -71,6 +75,7 @@ def classifier(architecture, tmp_path, dtype=torch.float32):
 
 @given(bits=st.sampled_from([4, 8]), seed=st.integers(0, 50))
 def test_per_tensor_equals_torch(bits, seed):
+    """Equation eq-affine."""
     x = torch.randn(7, 9, generator=torch.Generator().manual_seed(seed)) + 0.3
     grid = affine.asymmetric(x, bits)
     ends = (grid.low, grid.high)
@@ -86,6 +91,7 @@ def test_per_tensor_equals_torch(bits, seed):
 
 
 def test_per_channel_equals_torch_with_its_gradient():
+    """Equation eq-straight."""
     x = torch.randn(5, 33, generator=torch.Generator().manual_seed(0), requires_grad=True)
     grid = affine.symmetric(x.detach() / 2, 8, (1,))  # half the range: some values are clamped
     theirs = torch.fake_quantize_per_channel_affine(x, grid.scale.flatten(), grid.zero.flatten().int(), 0, -127, 127)
@@ -101,6 +107,7 @@ def test_per_channel_equals_torch_with_its_gradient():
 
 
 def test_the_error_of_rounding_is_a_twelfth_of_the_step_squared():
+    """Equation eq-rounding-error."""
     x = torch.rand(200_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
     for bits in (4, 6, 8):
         grid = affine.asymmetric(x, bits)
@@ -118,6 +125,7 @@ def test_zero_is_always_exact(least, width):
 
 
 def test_integer_products_are_exact_and_equal_torchs_quantized_linear():
+    """Equation eq-affine-matmul."""
     draw = torch.Generator().manual_seed(0)
     a, b = (torch.randint(-128, 128, shape, generator=draw) for shape in ((17, 96), (24, 96)))
     assert torch.equal(affine.int_matmul(a, b).long(), a @ b.T)
@@ -160,6 +168,24 @@ def test_every_architecture_keeps_its_outputs_and_reloads_to_the_same_bits(name,
     whole = sum(p.numel() * 4 for p in classifier(architecture, tmp_path).parameters())
     assert files.size(tmp_path / "q") < (0.9 if name == "floats" else 0.6) * whole
     assert not (tmp_path / "q" / "model.safetensors").exists(), "a stock class must not load it by mistake"
+
+
+@pytest.mark.parametrize("step", [Int8(), Int4(group=8), Heads(0.5, epochs=0)], ids=["int8", "int4", "cut"])
+def test_another_process_reads_the_same_model(step, tmp_path):
+    model = step.apply(classifier("qwen3", tmp_path), Desk())
+    files.save(model, tmp_path / "made")
+    torch.save(tokens(), tmp_path / "ids.pt")
+    code = """
+import sys, torch
+from pathlib import Path
+from course_lib.compress import files
+at = Path(sys.argv[1])
+with torch.no_grad():
+    torch.save(files.load(at / "made")(input_ids=torch.load(at / "ids.pt")).logits, at / "out.pt")
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=ROOT)
+    with torch.no_grad():
+        assert torch.equal(torch.load(tmp_path / "out.pt"), model(input_ids=tokens()).logits)
 
 
 def test_dynamic_outputs_do_not_depend_on_the_batch(tmp_path):

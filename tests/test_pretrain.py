@@ -67,6 +67,20 @@ def test_a_run_learns_and_leaves_a_complete_record(corpus_file, tmp_path):
     assert not (run.folder / "checkpoints").exists()
 
 
+def test_a_student_is_pretrained_by_its_teacher(corpus_file, tmp_path):
+    teacher = pretrain(config(corpus_file, tokens=60_000), runs=tmp_path, run_id="teacher")
+    taught = config(corpus_file, tokens=60_000, teacher=str(teacher.folder), seed=1)
+    run = pretrain(taught, runs=tmp_path, run_id="student")
+    rows = list(run.metrics())
+    assert rows[-1]["losses"].keys() == {"clm", "logits"}
+    assert rows[-1]["losses"]["logits"] < rows[0]["losses"]["logits"] / 2
+    assert run.info["result"]["scores"]["bits_per_byte"] < 4
+    with pytest.raises(CourseError, match="another tokenizer. Give the corpus"):
+        pretrain(replace(taught, vocab_size=290), runs=tmp_path, run_id="other")
+    with pytest.raises(CourseError, match="--objective mlm does not ask that"):
+        pretrain(replace(taught, objective="mlm"), runs=tmp_path, run_id="masked")
+
+
 def test_the_model_loads_in_a_fresh_process_without_this_library(corpus_file, tmp_path):
     run = pretrain(config(corpus_file), runs=tmp_path)
     code = (

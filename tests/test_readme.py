@@ -3,10 +3,12 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from course_lib import cli
+from course_lib.compress.command import table
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -75,3 +77,33 @@ def test_all_records_together_are_small():
     files = [p for p in (ROOT / "runs").rglob("*") if p.is_file() and not p.name.startswith(".")]
     committed = [p for p in files if (p.parent / "run.json") in RECORDS or p.name == "README.md"]
     assert sum(p.stat().st_size for p in committed) < 100e6
+
+
+def test_the_compression_shown_is_the_record():
+    record = json.loads((ROOT / "runs" / "bench-compress" / "run.json").read_text(encoding="utf-8"))
+    shown = re.search(r'--run-id small --recipe "([^"]+)"\n(.*?)```', README, re.DOTALL)
+    result = next(r["result"] for r in record["runs"] if r["recipe"] == shown[1] and r["model"] == "rt-seed0")
+    run = SimpleNamespace(info={"result": result, "tuning": {"head": "sequence"}}, folder="runs/small")
+    assert shown[2].endswith(f"{table(run)}\n")
+    for side in ("before", "after"):
+        assert f"{side}: exported, {result[side]['bytes'] / 1e6:.2f} MB" in shown[2]
+    assert f"{100 * result['before']['accuracy']:.1f}% right on 803 test texts, 1 seed. Stored in runs/mood" in README
+
+
+def test_what_compression_costs_over_seeds_is_the_record():
+    summary = json.loads((ROOT / "runs" / "bench-compress" / "run.json").read_text(encoding="utf-8"))["summary"]
+    text = " ".join(README.split())
+    for name in ("int8", re.search(r'--run-id small --recipe "([^"]+)"', README)[1]):
+        found, change = summary[name], summary[name]["change"]
+        ratios = (found[ratio]["median"] for ratio in ("smaller", "faster"))
+        points = (100 * change[end] for end in ("mean", "low", "high"))
+        assert found["seeds"] >= 5
+        assert "{:.2f} times smaller and {:.2f} times faster".format(*ratios) in text
+        assert "at {:+.1f} points (95 % interval {:+.1f} to {:+.1f})".format(*points) in text
+
+
+def test_eight_bits_reach_their_targets():
+    found = json.loads((ROOT / "runs" / "bench-compress" / "run.json").read_text(encoding="utf-8"))["summary"]["int8"]
+    assert found["faster"]["median"] >= 1.3
+    assert found["smaller"]["median"] >= 1 / 0.30
+    assert found["change"]["low"] >= -0.015

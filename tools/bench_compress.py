@@ -39,10 +39,9 @@ def main() -> None:
     for recipe in options.recipes:
         for model in options.models:
             measure(trials, model, {"recipe": recipe, "model": model.name, **shape})
-    kept = [run for run in trials.record["runs"] if shape.items() <= run.items()]
-    summary = {recipe: summed([run for run in kept if run["recipe"] == recipe]) for recipe in options.recipes}
-    trials.store(summary=summary)
-    print(json.dumps(summary, indent=1))
+        kept = [run for run in trials.record["runs"] if (shape | {"recipe": recipe}).items() <= run.items()]
+        trials.store(summary=trials.record.get("summary", {}) | {recipe: summed(kept)})
+    print(json.dumps(trials.record["summary"], indent=1))
 
 
 def measure(trials: Trials, model: Path, what: dict[str, Any]) -> None:

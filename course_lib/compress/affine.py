@@ -27,7 +27,7 @@ class Grid:
     high: int
 
     def quantize(self, x: torch.Tensor) -> torch.Tensor:
-        """Q = clamp(round(x / s) + z), to the nearest even in a tie; int32."""
+        """Q = clamp(round(x / s) + z), to the nearest even in a tie; int32. Equation eq-affine."""
         return (torch.round(x / self.scale) + self.zero).clamp(self.low, self.high).to(torch.int32)
 
     def dequantize(self, q: torch.Tensor) -> torch.Tensor:
@@ -42,7 +42,7 @@ class Grid:
 class StraightThrough(torch.autograd.Function):
     """Rounding has gradient zero almost everywhere, so nothing would learn: pass it on as if there were no rounding.
 
-    Where the value was clamped the gradient is zero, as clamp's is.
+    Where the value was clamped the gradient is zero, as clamp's is. Equation eq-straight.
     """
 
     @staticmethod
@@ -105,7 +105,7 @@ def affine_matmul(x: torch.Tensor, x_grid: Grid, w: torch.Tensor, w_grid: Grid) 
     """Products of real matrices by integers alone: (rows, in), (out, in) → (rows, out).
 
     Σ s(q − z)·t·p = s·t·(Σ q·p − z·Σ p) for symmetric weights p with one scale t an output: Σ p is known beforehand,
-    so the zero point costs one subtraction. Jacob et al. (2018), equation 7.
+    so the zero point costs one subtraction. Equation eq-affine-matmul; Jacob et al. (2018), equation 7.
     """
     sums = int_matmul(x, w) - x_grid.zero * w.sum(1)  # (rows, out)
     return sums * x_grid.scale * w_grid.scale.flatten()

@@ -103,7 +103,7 @@ def _round(plain: Path, path: Path, bits: quantized.Bits | None, tables: bool, b
         path.write_bytes(plain.read_bytes())
         return
     kinds = ["MatMul", "Gemm", *["Gather"] * tables]
-    common = {"per_channel": bits.per == "channel", "weight_type": rounding.QuantType.QInt8}
+    common: dict[str, Any] = {"per_channel": bits.per == "channel", "weight_type": rounding.QuantType.QInt8}
     if bits.per == "group":
         import onnx
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
@@ -114,6 +114,8 @@ def _round(plain: Path, path: Path, bits: quantized.Bits | None, tables: bool, b
         kinds = ["Gather"] * tables
     if bits.scheme == "static":
         feeds = _Feeds([feed(batch) for batch in batches])
+        # The same grid 128 higher: x86 multiplies unsigned by signed bytes; signed inputs take a slow way around.
+        common["activation_type"] = rounding.QuantType.QUInt8
         rounding.quantize_static(plain, path, feeds, op_types_to_quantize=kinds, **common)
     elif kinds:
         rounding.quantize_dynamic(plain, path, op_types_to_quantize=kinds, **common)

@@ -16,7 +16,7 @@ from course_lib.objectives import IGNORE, Batch, Objective
 
 
 def soft(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """T²·Σ KL(teacher ‖ student) of softened distributions: logits (targets, classes) → scalar.
+    """T²·Σ KL(teacher ‖ student) of softened distributions (eq-soft): logits (targets, classes) → scalar.
 
     T² keeps the gradient as large as the labels', whose softening would shrink it by 1/T².
     """
@@ -25,7 +25,7 @@ def soft(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> to
 
 
 def directions(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Σ ‖h/‖h‖ − g/‖g‖‖² over hidden states (targets, size): where they point, not how long they are."""
+    """Σ ‖h/‖h‖ − g/‖g‖‖² over hidden states (targets, size), equation eq-directions: lengths do not count."""
     if student.size(-1) != teacher.size(-1):
         sizes = f"{student.size(-1)} and {teacher.size(-1)}"
         raise CourseError(

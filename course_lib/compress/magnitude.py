@@ -49,7 +49,7 @@ class Mask(nn.Module):
 
 
 def masks(weights: dict[str, torch.Tensor], ratio: float, scope: str = "global") -> dict[str, torch.Tensor]:
-    """{name: bool, True where |w| is above the `ratio` quantile} of all weights, or of each matrix."""
+    """{name: bool, True where |w| is above the `ratio` quantile} of all weights, or of each matrix (eq-magnitude)."""
     base.check_ratio(ratio, "weights")
     if scope not in ("global", "layer"):
         raise unknown("scope", scope, ("global", "layer"))

@@ -47,7 +47,7 @@ class Movement(base.Step):
 
 
 class Scored(nn.Module):
-    """W ∘ top(S); S starts at zero, so that the order of the first steps' gradients decides."""
+    """W ∘ top(S), equation eq-movement; S starts at zero, so that the order of the first steps' gradients decides."""
 
     def __init__(self, weight: torch.Tensor):
         super().__init__()

@@ -234,5 +234,5 @@ def plain(model: Any) -> Any:
 
 
 def signal_to_noise(x: torch.Tensor, rounded: torch.Tensor) -> float:
-    """10·log₁₀ of signal over error, dB; about 6 dB a bit."""
+    """10·log₁₀ of signal over error, dB; about 6 dB a bit, since the error is eq-rounding-error."""
     return 10 * math.log10(float(x.square().sum() / (x - rounded).square().sum()))

@@ -9,14 +9,13 @@ from typing import Any
 from course_lib import spec
 from course_lib.compress.base import Step
 from course_lib.compress.distill import Distill
-from course_lib.compress.heads import Heads
 from course_lib.compress.int4 import Int4
 from course_lib.compress.int8 import Int8
 from course_lib.compress.layers import Layers
 from course_lib.compress.magnitude import Magnitude
 from course_lib.compress.movement import Movement
-from course_lib.compress.neurons import Neurons
 from course_lib.compress.qat import QAT
+from course_lib.compress.units import Heads, Neurons
 from course_lib.errors import CourseError
 
 STEPS: dict[str, Any] = {

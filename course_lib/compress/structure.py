@@ -96,8 +96,9 @@ def gated(model: Any, chosen: list[Sublayer], gates: list[torch.Tensor]) -> list
 def importance(
     model: Any, chosen: list[Sublayer], objective: Objective, batches: Iterable[Batch]
 ) -> list[torch.Tensor]:
-    """Σ over batches of |∂L/∂ξ| for the gate ξ of every unit, (units,) for every sublayer. Raises CourseError without
-    a batch.
+    """Σ over batches of |∂L/∂ξ| for the gate ξ of every unit, (units,) for every sublayer: equation eq-importance.
+
+    Raises CourseError without a batch.
     """
     model.eval()
     p = next(model.parameters())

@@ -48,7 +48,7 @@ def show_entities(text: str, **rows: Iterable[Sequence[Any]]) -> None:
 def _marked(
     text: str, found: list[tuple[int, int, str]], agreed: set[Any], mark: Callable[[str, str, bool], str]
 ) -> str:
-    pieces, at = [], 0
+    pieces, at = list[str](), 0
     escape = html.escape if mark is _underline else str
     for start, end, label in found:
         pieces += [escape(text[at:start]), mark(escape(text[start:end]), label, (start, end, label) in agreed)]

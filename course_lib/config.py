@@ -85,12 +85,21 @@ class Tuning:
     stride: int = _option(32, "tokens that two windows of a long text share (ner, span)")
     class_weights: str = _option("none", "none, or balanced: rare classes count as much as frequent ones")
     weight_decay: float = _option(0.0, "decoupled weight decay of matrices and embeddings")
+    augment: str = _option(
+        "", "add rewritten copies of the texts: eda, synonym, masked; with settings: eda:copies=4,share=0.1"
+    )
+    regularize: str = _option(
+        "", "dropout, rdrop, fgm, pgd; with settings, joined by +: dropout:rate=0.1+rdrop:alpha=1"
+    )
     smoothing: float = _option(0.0, "label smoothing")
     schedule: str = _option("trapezoid", "trapezoid, triangle, cosine or constant")
     warmup: float = _option(0.1, "share of the budget over which learning rates rise; they fall over the rest")
     evaluate_every: float = _option(0.0, "evaluate on dev after every such share of the budget; 0: only at the end")
     metric: str = _option("error", "what to stop on: error or log_loss on dev")
-    keep: str = _option("best", "the weights that end the run: best on dev by `metric` (if it is evaluated), or last")
+    keep: str = _option(
+        "best",
+        "the weights that end the run: best on dev by `metric` (if it is evaluated), last, or average (second half)",
+    )
     patience: int = _option(0, "stop when `metric` has not improved for so many evaluations; 0: never")
     log: str = _option("", "also log to tensorboard, wandb (offline), or both with a comma")
 

@@ -35,7 +35,9 @@ def counts(tokens: np.ndarray, vocab: int, bos: int, window: int = WINDOW) -> An
     return found + found.T
 
 
-def embeddings(tokens: np.ndarray, vocab: int, size: int, bos: int, seed: int = 0) -> torch.Tensor:
+def embeddings(
+    tokens: np.ndarray, vocab: int, size: int, bos: int, seed: int = 0, window: int = WINDOW
+) -> torch.Tensor:
     """A vector for each token, (vocab, size) float32, standard deviation 1 over all entries; never seen ones are zero.
 
     UΣ^½ of PPMI ≈ UΣVᵀ, where PPMI[i, j] = max(0, log p(i, j) / (p(i) p_c(j))).
@@ -44,7 +46,7 @@ def embeddings(tokens: np.ndarray, vocab: int, size: int, bos: int, seed: int = 
 
     if size >= vocab:
         raise CourseError(f"Co-occurrence gives at most {vocab - 1} dimensions for {vocab} tokens; asked for {size}.")
-    matrix = counts(tokens, vocab, bos).tocoo()
+    matrix = counts(tokens, vocab, bos, window).tocoo()
     rows = np.asarray(matrix.sum(1)).ravel()
     context = rows**SMOOTHING / (rows**SMOOTHING).sum()
     matrix.data = np.maximum(np.log(matrix.data / (rows[matrix.row] * context[matrix.col])), 0)

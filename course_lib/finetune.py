@@ -36,10 +36,12 @@ from course_lib.peft import adapters, files, methods
 from course_lib.precision import Precision
 from course_lib.record import Run, Timer, now
 from course_lib.recorder import Log, drive
+from course_lib.robust import augment, regularize
 from course_lib.storage import new_folder
 from course_lib.training import Training
 
 PREDICTIONS = "predictions.json"
+AVERAGED_FROM = 0.5  # progress from which `--keep average` takes part
 
 
 def finetune(
@@ -59,8 +61,7 @@ def finetune(
     started = time.monotonic() if started is None else started
     progress.hush_transformers()
     folder, head = pretrained.locate(tuning.model), registry.get(tuning.head)
-    if tuning.method:
-        methods.parse(tuning.method)  # an error before anything is made
+    _parse(tuning)  # an error before anything is made
     task = head.task(tuning)
     for note in task.notes:
         log(note)
@@ -81,6 +82,17 @@ def finetune(
         log(f"{text}\nCalibration error {found['ece_raw']:.4f}, by a temperature fitted on dev {found['ece']:.4f}.")
     log(summary(run))
     return run
+
+
+def _parse(tuning: Tuning) -> None:
+    """Raise CourseError for settings that nothing understands."""
+    if tuning.keep not in ("best", "last", "average"):
+        raise CourseError(f"--keep is best, last or average, not '{tuning.keep}'.")
+    if tuning.method:
+        methods.parse(tuning.method)
+    if tuning.augment:
+        augment.parse(tuning.augment)
+    regularize.parse(tuning.regularize)
 
 
 def new_model(folder: Path, classes: list[str], tuning: Tuning) -> Any:
@@ -271,7 +283,7 @@ def around(
     rows: Rows | None = None,
 ) -> Training:
     """Optimizer and examples for a model at step 0, to learn the head's objective or another one on train or `rows`."""
-    rows = rows or encode(model, tokenizer, task.train, tuning)
+    rows = rows or encode(model, tokenizer, augment.enlarge(task.train, tuning.augment, tuning.seed), tuning)
     loader = examples.Examples(rows, tuning.step_rows, tokenizer.pad_token_id, tuning.seed)
     steps = max(1, round(tuning.epochs * loader.steps_per_epoch))
     clocks: list[Clock] = [ReplayClock([step / steps for step in range(steps)])]
@@ -281,14 +293,13 @@ def around(
     if tuning.method:
         adapters.apply(model, methods.parse(tuning.method))
     optimizer = optim.for_finetuning(model, tuning.lr, tuning.layer_decay, tuning.weight_decay, tuning.freeze)
-    objective = objective or registry.get(tuning.head).objective(tuning, task)
+    if objective is None:
+        objective = regularize.around(model, registry.get(tuning.head).objective(tuning, task), tuning.regularize)
     if tuning.method:
         objective = adapters.objective(model, objective)
         adapters.follow(model, [optimizer], budget)
     if tuning.freeze == "gradual":
         objective = freezing.Gradual(objective, model, lambda: budget.progress)
-    if tuning.keep not in ("best", "last"):
-        raise CourseError(f"--keep is best or last, not '{tuning.keep}'.")
     return Training(
         model=model,
         objective=objective,
@@ -298,6 +309,7 @@ def around(
         precision=Precision.for_device(where),
         signature={"task": task.name, "classes": task.classes, "number of weights": models.count_parameters(model)},
         budget=budget,
+        average=optim.TailAverage(model, AVERAGED_FROM) if tuning.keep == "average" else None,
         best=optim.Best(model) if tuning.keep == "best" and tuning.evaluate_every else None,
     )
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from course_lib.data.tags import only
+
 SEEDS_FOR_A_CLAIM = 5
 
 
@@ -20,7 +22,7 @@ def classification(labels: Sequence[int], predictions: Sequence[int]) -> dict[st
 
 
 def entities(tags: list[list[str]], predictions: list[list[str]], strict: bool = False) -> dict[str, float]:
-    """Precision, recall and F1 of whole entities, by seqeval; `strict` wants well-formed IOB2.
+    """Precision, recall and F1 of whole entities (equation eq-entity-f1), by seqeval; `strict` wants sound IOB2.
 
     `tags`, `predictions`: one list a sentence, the same lengths. A token counts for nothing unless its entity is right.
     """
@@ -30,6 +32,21 @@ def entities(tags: list[list[str]], predictions: list[list[str]], strict: bool =
     names = ("precision", "recall", "f1")
     scores = (getattr(metrics, f"{name}_score")(tags, predictions, zero_division=0, **how) for name in names)
     return dict(zip(names, map(float, scores), strict=True))
+
+
+def by_familiarity(
+    words: list[list[str]], tags: list[list[str]], predictions: list[list[str]], known: set[tuple[str, ...]]
+) -> dict[str, float]:
+    """Entity F1 of names in `known` (those of the training sentences) and of all others: looked up, and understood.
+
+    What is found counts by its own words, so that an invented name lowers the precision of the unknown ones.
+    """
+    found = {}
+    for name, wanted in (("seen_f1", True), ("unseen_f1", False)):
+        keep = lambda entity, wanted=wanted: (entity in known) == wanted
+        gold, said = ([only(t, w, keep) for w, t in zip(words, side, strict=True)] for side in (tags, predictions))
+        found[name] = entities(gold, said)["f1"]
+    return found
 
 
 def entity_report(tags: list[list[str]], predictions: list[list[str]]) -> str:
@@ -43,7 +60,7 @@ def entity_report(tags: list[list[str]], predictions: list[list[str]]) -> str:
 
 
 def ece(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error, both (items,): mean |share right − confidence| over bins of equal width.
+    """Expected calibration error, eq-ece, both (items,): mean |share right − confidence| over bins of equal width.
 
     Weighted by the items in them. Source: Guo et al. (2017), equation 3.
     """

@@ -1,8 +1,10 @@
-"""Show a function or class of the library inside a notebook, as it is stored, without its docstring."""
+"""What notebooks show: code of the library as it is stored, without its docstring; entities marked in their text."""
 
 import ast
+import html
 import inspect
 import textwrap
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,45 @@ def show(*objects: Any) -> None:
     for thing in objects:
         code = source(thing)
         display({"text/plain": code, "text/markdown": f"```python\n{code}\n```"}, raw=True)
+
+
+AGREED, OTHER = "border-bottom: 3px solid #0072B2", "border-bottom: 3px dashed #D55E00"
+
+
+def show_entities(text: str, **rows: Iterable[Sequence[Any]]) -> None:
+    """Display a text once for every row of entities (start, end, label, …), each marked and named.
+
+    Dashed, and with a `!` in plain text, is what another row does not have in the same place with the same label.
+    """
+    from IPython.display import display
+
+    marks = {name: sorted({(*entity[:3],) for entity in found}) for name, found in rows.items()}
+    agreed = set.intersection(*map(set, marks.values()))
+    width = max(map(len, marks))
+    plain = [f"{name:<{width}}  {_marked(text, found, agreed, _bracket)}" for name, found in marks.items()]
+    cells = [f"<td>{name}</td><td>{_marked(text, found, agreed, _underline)}</td>" for name, found in marks.items()]
+    align = 'style="text-align: left"'
+    table = f"<table>{''.join(f'<tr {align}>{cell}</tr>' for cell in cells)}</table>".replace("<td>", f"<td {align}>")
+    display({"text/plain": "\n".join(plain), "text/html": table}, raw=True)
+
+
+def _marked(
+    text: str, found: list[tuple[int, int, str]], agreed: set[Any], mark: Callable[[str, str, bool], str]
+) -> str:
+    pieces, at = [], 0
+    escape = html.escape if mark is _underline else str
+    for start, end, label in found:
+        pieces += [escape(text[at:start]), mark(escape(text[start:end]), label, (start, end, label) in agreed)]
+        at = end
+    return "".join([*pieces, escape(text[at:])])
+
+
+def _bracket(name: str, label: str, right: bool) -> str:
+    return f"[{name} {label}{'' if right else '!'}]"
+
+
+def _underline(name: str, label: str, right: bool) -> str:
+    return f'<span style="{AGREED if right else OTHER}">{name}<sub>{label}</sub></span>'
 
 
 def source(thing: Any) -> str:

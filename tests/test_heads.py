@@ -370,6 +370,7 @@ def test_unknown_heads_are_named():
 @given(st.integers(0, 4), st.integers(0, 10**6))
 @settings(max_examples=40, deadline=None)
 def test_decoding_finds_the_likeliest_sound_row_of_tags(length, seed):
+    """Equation eq-sound-path, against every row."""
     classes = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
     chances = np.random.default_rng(seed).dirichlet(np.full(5, 0.3), length)
     sound = [

@@ -39,6 +39,7 @@ LAYERS = [
     ["heads.base", "heads.classify", "heads.windows", "heads.tokens", "heads.spans", "heads.registry"],
     ["peft.base", "peft.lora", "peft.adalora", "peft.bottleneck", "peft.bitfit", "peft.prefix", "peft.prompt"],
     ["peft.methods", "peft.adapters", "peft.files"],
+    ["robust.thesaurus", "robust.augment", "robust.regularize", "robust.attack", "robust.search"],
     ["recorder", "pretrain", "finetune"],
     ["compress.affine", "compress.quantized", "compress.structure", "compress.files"],
     ["compress.base", "compress.int8", "compress.int4", "compress.qat", "compress.magnitude", "compress.movement"],

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from course_lib import baselines, metrics, pairs, tokenizer
+from course_lib.data import tags
 from course_lib.data.labelled import Labelled, Task
 from course_lib.errors import CourseError
 from tests.conftest import make_text
@@ -50,6 +51,7 @@ def test_verdicts():
 
 
 def test_entities_are_whole_or_wrong():
+    """Equation eq-entity-f1 on cases counted by hand."""
     gold = [["B-PER", "I-PER", "O", "B-LOC"]]
     half = [["B-PER", "O", "O", "B-LOC"]]
     assert metrics.entities(gold, half)["f1"] == 0.5
@@ -127,3 +129,20 @@ def test_minimal_pairs_by_file(words, tiny_model, tmp_path, monkeypatch):
 def test_a_sentence_beyond_the_context_is_named(words, tiny_model):
     with pytest.raises(CourseError, match="has .* tokens, the model's context only 32"):
         pairs.log_likelihoods(tiny_model, words, [make_text(1, 20)], causal=True)
+
+
+def test_names_of_the_training_sentences_are_scored_apart():
+    words = [list("王明在京"), list("李四")]
+    gold = [["B-PER", "I-PER", "O", "B-LOC"], ["B-PER", "I-PER"]]
+    known = tags.names(words[:1], gold[:1])
+    assert known == {("王", "明"), ("京",)}
+    looked_up = [gold[0], ["O", "O"]]
+    assert metrics.by_familiarity(words, gold, looked_up, known) == {"seen_f1": 1.0, "unseen_f1": 0.0}
+    invented = [[*gold[0][:2], "B-LOC", "O"], gold[1]]  # 在 invented, 京 missed
+    assert metrics.by_familiarity(words, gold, invented, known) == pytest.approx({"seen_f1": 2 / 3, "unseen_f1": 2 / 3})
+
+
+def test_calibration_error_by_hand():
+    """Equation eq-ece: four answers in two bins."""
+    confidence, right = np.array([0.9, 0.8, 0.3, 0.4]), np.array([1, 0, 0, 1])
+    assert metrics.ece(confidence, right, bins=2) == pytest.approx(0.5 * abs(0.5 - 0.85) + 0.5 * abs(0.5 - 0.35))

@@ -8,7 +8,7 @@ import pytest
 
 from course_lib import loop, objectives, optim
 from course_lib.errors import CourseError
-from course_lib.show import show, source, without_docstrings
+from course_lib.show import show, show_entities, source, without_docstrings
 
 
 def test_code_is_the_stored_code_without_docstrings():
@@ -49,3 +49,28 @@ def test_a_value_has_no_source():
 
 def test_a_decorated_function_is_in_its_own_file():
     assert source(optim.Muon.step).startswith("# course_lib/optim.py\n@torch.no_grad()\n")
+
+
+def test_entities_are_marked_in_their_text_and_differences_stand_out(monkeypatch):
+    outputs = []
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: outputs.append(data))
+    show_entities(
+        "Ada & Bo in York", true=[(0, 3, "PER"), (12, 16, "LOC")], found=[(12, 16, "LOC", 0.9), (0, 8, "PER", 1)]
+    )
+    (shown,) = outputs
+    assert shown["text/plain"].splitlines() == [
+        "true   [Ada PER!] & Bo in [York LOC]",
+        "found  [Ada & Bo PER!] in [York LOC]",
+    ]
+    table = shown["text/html"]
+    assert table.count("dashed") == table.count("solid") == 2
+    assert "Ada &amp; Bo<sub>PER</sub>" in table
+    assert "&amp;amp;" not in table
+
+
+def test_a_text_without_entities_is_shown_as_it_is(monkeypatch):
+    outputs = []
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: outputs.append(data))
+    show_entities("a < b", found=[])
+    assert outputs[0]["text/plain"] == "found  a < b"
+    assert "a &lt; b" in outputs[0]["text/html"]

@@ -5,7 +5,7 @@ so read as IOB2 it is full of broken entities; BIOES also marks the last token (
 and Marcus (1995); Tjong Kim Sang and Veenstra (1999).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from course_lib.errors import CourseError
@@ -84,6 +84,17 @@ def of_spans(found: Sequence[Span], length: int, scheme: str = "IOB2") -> list[s
                 prefix = "B" if first else "I"
             tags[at] = f"{prefix}-{span.kind}"
     return tags
+
+
+def only(tags: Sequence[str], words: Sequence[str], keep: Callable[[tuple[str, ...]], bool]) -> list[str]:
+    """The tags of a sentence with those entities alone whose words `keep` accepts."""
+    return of_spans([span for span in spans(tags) if keep(tuple(words[span.start : span.end]))], len(tags))
+
+
+def names(sentences: Sequence[Sequence[str]], tags: Sequence[Sequence[str]]) -> set[tuple[str, ...]]:
+    """The words of every entity of these sentences."""
+    pairs = zip(sentences, tags, strict=True)
+    return {tuple(words[span.start : span.end]) for words, found in pairs for span in spans(found)}
 
 
 def convert(tags: Sequence[str], scheme: str) -> list[str]:

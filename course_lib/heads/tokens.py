@@ -180,7 +180,8 @@ def located(text: Words, chances: np.ndarray, classes: list[str]) -> list[Entity
 def decode(chances: np.ndarray, classes: list[str]) -> list[int]:
     """The likeliest row of tags that is sound IOB2, of all rows (Viterbi 1967): (words, classes) → class of every word.
 
-    Taken one by one, the likeliest tags may not fit together: an I after O is half of an entity that was never begun.
+    Equation eq-sound-path. Taken one by one, the likeliest tags may not fit together: an I after O is half of an entity
+    that was never begun.
     """
     fits = np.array([[after[0] != "I" or before[1:] == after[1:] for after in classes] for before in classes])
     best, came = np.where(fits[classes.index("O")], 0.0, -np.inf), []  # of the rows that end in each tag

@@ -1,0 +1,1 @@
+"""How a model learns more than its examples: augmentation, regularizers, attacks, search."""

@@ -152,6 +152,7 @@ def observe(asked: Asked, folder: Path, printed: str) -> dict[str, Any]:
         "ece_raw": [part["test"]["ece_raw"] for part in parts], "ece": [part["test"]["ece"] for part in parts],
         "temperature": [part["calibration"]["temperature"] for part in parts],
         "test_hash": done.info["task"]["test_hash"], "seconds": done.info["seconds"],
+        "cpu_share": done.info["result"]["cpu_share"],
         "correct": ["".join(str(int(hit)) for hit in row) for row in finetune.correct(done)],
     }  # fmt: skip
     found = {k: [round(x, 4) for x in v] if isinstance(v, list) and k != "correct" else v for k, v in found.items()}

@@ -98,13 +98,14 @@ def about(record: Record) -> str:
 
 
 def finetuned(record: Record) -> str:
-    """Model, task and test accuracy of a fine-tuning run."""
+    """Model, task and test score of a fine-tuning run."""
     result, asked = record["result"], record["config"]
     start = "the network of" if asked["scratch"] else ""
-    return (
-        f"{start} {Path(asked['model']).name} on {record['task']['name']}: {result['accuracy']:.1%} right "
-        f"({result['least']:.1%} to {result['most']:.1%}, {result['seeds']} seeds)"
-    ).strip()
+    entities = asked.get("head") == "ner"
+    shown = (lambda value: f"{value:.3f}") if entities else (lambda value: f"{value:.1%}")
+    score = f"entity F1 {shown(result['f1'])}" if entities else f"{shown(result['accuracy'])} right"
+    seeds = f"{shown(result['least'])} to {shown(result['most'])}, {result['seeds']} seeds"
+    return f"{start} {Path(asked['model']).name} on {record['task']['name']}: {score} ({seeds})".strip()
 
 
 def documentation(script: Path) -> str:

@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForTokenClassification
 
-from course_lib import evaluate, judge, models, optim, plan, sample
+from course_lib import evaluate, finetune, judge, models, optim, plan, sample
+from course_lib.config import Tuning
 from course_lib.data.pack import Packed
 from course_lib.errors import CourseError
+from course_lib.heads import base as heads
+from course_lib.heads import registry
 from course_lib.objectives import CausalLM
 from course_lib.precision import Precision
 from course_lib.tokenizer import train as train_tokenizer
@@ -174,6 +178,20 @@ def test_the_committed_chinese_encoder_scores_what_its_record_says(cpu):
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     found = judge.on_corpus(folder, "peoples_daily+zh_reviews", "utf-8", cpu)
     assert found["mlm_loss"] == pytest.approx(record["committed"]["mlm_loss"], abs=1e-3)
+    assert record["result"]["cpu_share"] >= 0.9
+
+
+def test_the_committed_model_of_names_scores_what_its_record_says(cpu):
+    """On the whole test side, with the float16 weights as they are stored."""
+    folder = ROOT / "runs" / "encoder-zh-1h-ner"
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    ner, tuning = registry.get("ner"), Tuning(task="peoples_daily", head="ner")
+    task, tokenizer = ner.task(tuning), finetune.load_tokenizer(folder / "model")
+    model = AutoModelForTokenClassification.from_pretrained(folder / "model", dtype=torch.float32).eval()
+    rows = finetune.encode(model, tokenizer, task.test, tuning)
+    logits = ner.merge(heads.run(model, rows, tokenizer.pad_token_id, FLOAT32), rows, task.test)
+    found = ner.scores(task.test, ner.answers(logits, task.test, model.config.calibration), task.classes)
+    assert found == pytest.approx({name: record["committed"][name] for name in found}, abs=1e-3)
     assert record["result"]["cpu_share"] >= 0.9
 
 

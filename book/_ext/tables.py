@@ -101,10 +101,10 @@ def finetuned(record: Record) -> str:
     """Model, task and test score of a fine-tuning run."""
     result, asked = record["result"], record["config"]
     start = "the network of" if asked["scratch"] else ""
-    entities = asked.get("head") == "ner"
-    shown = (lambda value: f"{value:.3f}") if entities else (lambda value: f"{value:.1%}")
-    score = f"entity F1 {shown(result['f1'])}" if entities else f"{shown(result['accuracy'])} right"
-    seeds = f"{shown(result['least'])} to {shown(result['most'])}, {result['seeds']} seeds"
+    metric = next(key.removeprefix("dev_") for key in result if key.startswith("dev_"))  # the one that the head names
+    shown = (lambda value: f"{value:.1%}") if metric == "accuracy" else (lambda value: f"{value:.3f}")
+    score = f"{shown(result[metric])} right" if metric == "accuracy" else f"{metric} {shown(result[metric])}"
+    seeds = f"{shown(result['least'])} to {shown(result['most'])}, {result['seeds']} seed{'s' * (result['seeds'] > 1)}"
     return f"{start} {Path(asked['model']).name} on {record['task']['name']}: {score} ({seeds})".strip()
 
 

@@ -183,7 +183,7 @@ def decode(chances: np.ndarray, classes: list[str]) -> list[int]:
     Equation eq-sound-path. Taken one by one, the likeliest tags may not fit together: an I after O is half of an entity
     that was never begun.
     """
-    fits = np.array([[after[0] != "I" or before[1:] == after[1:] for after in classes] for before in classes])
+    fits = np.array([[tags.sound(after, before, "IOB2") for after in classes] for before in classes])
     best, came = np.where(fits[classes.index("O")], 0.0, -np.inf), []  # of the rows that end in each tag
     for number, word in enumerate(np.log(np.maximum(chances, 1e-12))):
         ways = np.where(fits, best[:, None], -np.inf) if number else np.tile(best, (len(best), 1))  # (tag before, tag)

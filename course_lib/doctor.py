@@ -1,6 +1,5 @@
 """Is this machine ready, and what will it manage? Plain facts, and a fix for whatever is missing."""
 
-import importlib.util
 import os
 import platform
 import shutil
@@ -20,7 +19,7 @@ def examine() -> dict[str, Any]:
     missing = [name for name, version in versions.items() if version is None]
     if missing:
         problems.append(f"Not installed: {', '.join(missing)}. Run `pip install -e .` in the project's folder.")
-    if importlib.util.find_spec("pip") is None:
+    if _version("pip") is None:  # asking for its module would make setuptools let go of distutils (torch.compile's)
         problems.append("pip is missing, and datasets come through it: run `python -m ensurepip`.")
     cache = assets.cache_dir()
     nearest = next(p for p in [cache, *cache.parents] if p.exists())

@@ -4,7 +4,6 @@ import random
 from pathlib import Path
 
 import pytest
-import setuptools  # noqa: F401  first: once something has imported pip, it would find the wrong distutils, and torch.compile fails
 import torch
 
 from course_lib import device, models

@@ -122,3 +122,10 @@ def test_doctor_names_what_is_missing_and_its_fix(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "_version", lambda name: None if name == "datasets" else "1")
     assert cli.main(["doctor"]) == 1
     assert "Problem  Not installed: datasets. Run `pip install -e .`" in capsys.readouterr().out
+
+
+def test_doctor_leaves_the_compiler_what_it_needs():
+    """Looking for pip's module switches setuptools' distutils off for the whole process, and torch.compile fails."""
+    code = "from course_lib import doctor; doctor.examine(); import setuptools, distutils; print(distutils.__file__)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "setuptools" in found.stdout

@@ -68,42 +68,46 @@ def test_both_baselines_choose_on_dev_and_report_test():
 # The ablation's bookkeeping.
 
 
-def a_run(name, trial, seed, dev, test=0.5):
-    return {"name": name, "trial": trial, "seed": seed, "dev_f1": dev, "f1": test}
+LOW, MIDDLE, HIGH = ablate_ner.RATES
 
 
-def test_the_trial_is_chosen_on_dev_by_seed_0_and_only_when_all_are_there():
-    runs = [a_run("full", trial, 0, dev) for trial, dev in enumerate((0.6, 0.8, 0.8))]
+def a_run(name, lr, seed, dev, test=0.5):
+    return {"name": name, "lr": lr, "seed": seed, "dev_f1": dev, "f1": test}
+
+
+def test_the_rate_is_chosen_on_dev_by_seed_0_and_only_when_all_are_there():
+    runs = [a_run("full", lr, 0, dev) for lr, dev in ((HIGH, 0.8), (MIDDLE, 0.8))]
     assert ablate_ner.best(runs, "full") is None
-    runs += [a_run("full", 3, 0, 0.7, test=0.99), a_run("full", 3, 1, 0.9), a_run("other", 0, 0, 1.0)]
-    assert ablate_ner.best(runs, "full") == 1  # the first of equals; no other seed and no test score counts
-    assert [run["trial"] for run in ablate_ner.chosen(runs, "full")] == [1]
+    runs += [a_run("full", LOW, 0, 0.7, test=0.99), a_run("full", LOW, 1, 0.9), a_run("other", LOW, 0, 1.0)]
+    assert ablate_ner.best(runs, "full") == MIDDLE  # the lowest of equals; no other seed and no test score counts
+    assert [run["lr"] for run in ablate_ner.chosen(runs, "full")] == [MIDDLE]
 
 
-def test_every_setting_has_the_same_trials_and_its_own_options():
+def test_what_is_compared_has_five_seeds_and_a_setting_its_own_options():
     plan = ablate_ner.settings(half=2)
-    assert plan["lower half frozen"][0] == {"freeze": "bottom-2", "labels": 0}
-    assert plan["random weights, 250 labels"] == ({"scratch": True, "labels": 250}, ablate_ner.SEEDS)
-    assert {seeds for name, (_, seeds) in plan.items() if "labels" not in name} == {ablate_ner.CLAIM}
+    assert plan["lower half frozen"] == {"freeze": "bottom-2", "labels": 0}
+    assert plan["random weights, 250 labels"] == {"scratch": True, "labels": 250}
+    assert {name for name, setting in plan.items() if ablate_ner.seeds(setting) == 5} == set(ablate_ner.LAYERS)
 
 
-@pytest.mark.parametrize("trial", range(len(ablate_ner.TRIALS)))
-def test_every_command_is_one_that_the_command_line_understands(trial, tmp_path):
+@pytest.mark.parametrize("lr", ablate_ner.RATES)
+def test_every_command_is_one_that_the_command_line_understands(lr, tmp_path):
     from course_lib import cli
 
-    for name, (setting, _) in ablate_ner.settings(half=2).items():
-        line = ablate_ner.command("runs/x", tmp_path, name, setting, trial, 3, "peoples_daily")
+    for name, setting in ablate_ner.settings(half=2).items():
+        line = ablate_ner.command("runs/x", tmp_path, name, setting, lr, 3, "peoples_daily")
         options = cli.parser().parse_args(line[2:])
         assert (options.head, options.seed, options.json) == ("ner", 3, True)
         assert options.labels == setting["labels"]
         assert options.scratch == setting.get("scratch", False)
-        assert options.lr == ablate_ner.TRIALS[trial]["lr"]
+        assert options.lr == lr
         assert not set(" ,") & set(options.run_id)
 
 
 def test_a_setting_with_missing_seeds_is_left_out_of_the_summary():
-    plan = {"full": ({"labels": 0}, 2)}
-    runs = [a_run("full", trial, 0, 0.5 + trial / 10, test=0.6) for trial in range(4)]
+    plan = {"full, 250 labels": {"labels": 250}}
+    runs = [a_run("full, 250 labels", lr, 0, 0.5 + lr, test=0.6) for lr in ablate_ner.RATES]
+    runs += [a_run("full, 250 labels", HIGH, 1, 0.8, test=0.7)]
     assert ablate_ner.summary(runs, plan) == []
-    (row,) = ablate_ner.summary([*runs, a_run("full", 3, 1, 0.8, test=0.7)], plan)
-    assert (row["mean"], row["least"], row["most"], row["trial"]) == (0.65, 0.6, 0.7, 3)
+    (row,) = ablate_ner.summary([*runs, a_run("full, 250 labels", HIGH, 2, 0.8, test=0.8)], plan)
+    assert (row["mean"], row["least"], row["most"], row["lr"]) == (0.7, 0.6, 0.8, HIGH)

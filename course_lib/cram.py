@@ -7,7 +7,7 @@ minutes more. Everything shown is in `run.json` first.
 
 import textwrap
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def cram(
     resolve(half(config, "mlm"), where)
     size = resolve(config, where).size  # for both, what the whole budget can feed
     corpora.load(config.corpus, config.encoding)
-    run = Run.begin(asdict(config), runs, run_name(config), run_id, fresh)
+    run = Run.begin(config, runs, run_name(config), run_id, fresh)
     run.update(kind="cram", device=where.describe(), size=run.info.get("size", size))
     halves = [replace(half(config, name), size=run.info["size"]) for name in (config.objective, "mlm")]
     timer = Timer(run.info.get("timings", {}))

@@ -66,7 +66,7 @@ def finetune(
     for note in task.notes:
         log(note)
     where = device.pick(tuning.device)
-    run = Run.begin(asdict(tuning), runs, _name(tuning, folder), run_id, fresh)
+    run = Run.begin(tuning, runs, _name(tuning, folder), run_id, fresh)
     try:
         run.update(kind="finetune", device=where.describe(), task=_describe(task))
         seeds = range(tuning.seed, tuning.seed + tuning.seeds)
@@ -160,7 +160,7 @@ def _one(
     done = parent.folder / f"seed-{tuning.seed}"
     if (done / "run.json").exists() and Run.open(done).info["status"] == "finished":
         return Run.open(done)
-    run = Run.begin(asdict(tuning), parent.folder, done.name, done.name)
+    run = Run.begin(tuning, parent.folder, done.name, done.name)
     timer = Timer(run.info.get("timings", {}))
     try:
         tokenizer = load_tokenizer(folder)

@@ -89,7 +89,7 @@ def _shared_run(
     """The run to continue or a new one, chosen by the first process; the others follow and do not write."""
     run = None
     if distributed.rank() == 0:
-        run = Run.begin(asdict(config), runs, run_name(settings), run_id, fresh)
+        run = Run.begin(config, runs, run_name(settings), run_id, fresh)
         if "settings" not in run.info:
             run.update(settings=asdict(settings), device=where.describe(), processes=distributed.world_size())
     folder, info = distributed.share((run.folder, run.info) if run else None)

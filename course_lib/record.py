@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -52,20 +53,23 @@ class Run:
             raise CourseError(f"{folder}/run.json is damaged. Delete the folder, or restore the file.") from None
 
     @classmethod
-    def begin(
-        cls, config: dict[str, Any], runs: Path, stem: str, run_id: str | None = None, fresh: bool = False
-    ) -> "Run":
-        """The unfinished run that this config began, unless `fresh`; or a new one, `run_id` or `stem` and a number."""
+    def begin(cls, config: Any, runs: Path, stem: str, run_id: str | None = None, fresh: bool = False) -> "Run":
+        """The unfinished run that this config began, unless `fresh`; or a new one, `run_id` or `stem` and a number.
+
+        `config` is a dataclass. An option that is younger than the run counts as its default.
+        """
+        wanted, defaults = asdict(config), asdict(type(config)())
         for path in [] if fresh else sorted(runs.glob("*/run.json")):
             run = cls.open(path.parent)
-            ours = run.info.get("config") == config and run_id in (None, run.folder.name)
+            begun = run.info.get("config")  # a tool's record has none
+            ours = begun and defaults | begun == wanted and run_id in (None, run.folder.name)
             if ours and run.info["status"] != "finished" and run.acquire():
                 return run
         name, number = run_id or stem, 1
         while run_id is None and (runs / name).exists():
             number += 1
             name = f"{stem}-{number}"
-        run = cls.create(runs / name, config)
+        run = cls.create(runs / name, wanted)
         run.acquire()
         return run
 

@@ -199,6 +199,16 @@ def test_a_corpus_that_changed_is_not_mixed_into_an_old_run(corpus_file, tmp_pat
     assert pretrain(config(corpus_file), runs=tmp_path, fresh=True).folder != unfinished.folder
 
 
+def test_an_option_that_is_younger_than_the_run_does_not_keep_it_from_going_on(corpus_file, tmp_path):
+    (tmp_path / "a-tools-record").mkdir()
+    (tmp_path / "a-tools-record" / "run.json").write_text('{"runs": []}')
+    asked = config(corpus_file)
+    unfinished = Run.create(tmp_path / "old", {k: v for k, v in asked.__dict__.items() if k != "weight_decay"})
+    assert pretrain(asked, runs=tmp_path).folder == unfinished.folder
+    other = Run.create(tmp_path / "other", {k: v for k, v in asked.__dict__.items() if k != "seed"} | {"lr": 0.5})
+    assert pretrain(asked, runs=tmp_path).folder != other.folder
+
+
 def test_a_used_run_id_is_refused(corpus_file, tmp_path):
     pretrain(config(corpus_file), runs=tmp_path, run_id="mine")
     with pytest.raises(CourseError, match="exists already"):

@@ -41,7 +41,7 @@ def compress(
     tuning = replace(tuning, device=settings.device, seed=settings.seed, lr=settings.lr or tuning.lr, log=settings.log)
     task = registry.get(tuning.head).task(tuning)
     model = work.teacher(source, tuning)
-    run = Run.begin(asdict(settings), runs, _name(settings, source), run_id, fresh)
+    run = Run.begin(settings, runs, _name(settings, source), run_id, fresh)
     try:
         run.update(kind="compress", task=source.info["task"], tuning=asdict(tuning))
         finetune.load_tokenizer(source.folder / "model").save_pretrained(run.folder / "tokenizer")

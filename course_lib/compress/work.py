@@ -116,9 +116,7 @@ class Workshop:
     def _part(self, config: dict[str, Any]) -> Run:
         """The run of this stage, old or new."""
         folder = self.run.folder / f"stage-{self.stages}"
-        if not (folder / "run.json").exists():
-            return Run.begin(config, self.run.folder, folder.name, folder.name)
-        part = Run.open(folder)
+        part = Run.open(folder) if (folder / "run.json").exists() else Run.create(folder, config)
         part.acquire()
         return part
 

@@ -148,6 +148,11 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def invocation() -> list[str]:
+    """How this process was called, with `python` for the interpreter's place, which is nobody else's business."""
+    return ["python", *sys.orig_argv[1:]]
+
+
 def provenance() -> dict[str, Any]:
     """Versions, platform and commit."""
     versions = {name: metadata.version(name) for name in RECORDED_PACKAGES}

@@ -1,9 +1,13 @@
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 from course_lib.errors import CourseError
 from course_lib.record import Run, Timer
+from tests.conftest import ROOT
 
 
 def test_a_run_is_stored_with_its_provenance(tmp_path):
@@ -50,3 +54,11 @@ def test_a_timer_adds_up_even_when_a_part_fails():
     with pytest.raises(RuntimeError), timer("train"):
         raise RuntimeError
     assert timer.seconds["train"] >= 2.0
+
+
+def test_a_record_says_how_its_tool_was_called_without_where_it_lies(tmp_path):
+    (tmp_path / "a_tool.py").write_text("from course_lib.record import invocation\nprint(*invocation())\n")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    called = [sys.executable, "-m", "a_tool", "--out", "runs/x"]
+    done = subprocess.run(called, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["python", "-m", "a_tool", "--out", "runs/x"]

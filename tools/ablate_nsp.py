@@ -11,7 +11,6 @@ What is in the record already is not run again, so that an arm and a seed at a t
 import argparse
 import json
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,7 +27,7 @@ from course_lib.data import corpora, labelled, prepare
 from course_lib.heads import base
 from course_lib.metrics import compare
 from course_lib.pretrain import resolve
-from course_lib.record import now, provenance
+from course_lib.record import invocation, now, provenance
 
 TOKENS = 600_000
 SEEDS = 5
@@ -162,7 +161,7 @@ def write(path: Path, rows: list[dict[str, Any]], task: labelled.Task) -> None:
     about: dict[str, Any] = {
         "id": path.parent.name,
         "kind": "ablation",
-        "command": ["python", *sys.argv[:1], "--out", str(path.parent)],
+        "command": invocation(),
     }
     about |= {"finished": now(), **provenance(), "choice": CHOICE, "test_texts": len(task.test)}
     path.parent.mkdir(parents=True, exist_ok=True)

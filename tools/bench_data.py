@@ -33,12 +33,12 @@ def main() -> None:
         print(json.dumps(compare()))
         return
     result = {"stream": stream(options.stream)} if options.stream else {"speed": speeds()}
-    from course_lib.record import now, provenance
+    from course_lib.record import invocation, now, provenance
 
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "run.json"
     record = json.loads(path.read_text()) if path.exists() else {"id": options.out.name}
-    record.setdefault("commands", {})[next(iter(result))] = ["python", *sys.argv]
+    record.setdefault("commands", {})[next(iter(result))] = invocation()
     record |= {"finished": now(), **provenance(), **result}
     path.write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(result, indent=2))

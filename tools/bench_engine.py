@@ -30,7 +30,7 @@ from course_lib.budget import Budget, WorkClock
 from course_lib.loop import train
 from course_lib.objectives import CausalLM, MaskedLM, token_loss
 from course_lib.precision import Precision
-from course_lib.record import Run, now, provenance
+from course_lib.record import Run, invocation, now, provenance
 
 REPEATS, STEPS, ROWS = 5, 40, 16
 WAYS = ("all logits", "recomputed chunks", "linear_cross_entropy")
@@ -55,7 +55,7 @@ def main() -> None:
         "masked_head": heads(),
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    record = {"id": options.out.name, "command": ["python", *sys.argv], "finished": now(), **provenance(), **result}
+    record = {"id": options.out.name, "command": invocation(), "finished": now(), **provenance(), **result}
     (options.out / "run.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=2))
 

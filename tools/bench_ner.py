@@ -11,7 +11,6 @@ counts is tokens that are no padding per second.
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ from course_lib.heads import registry
 from course_lib.loop import train
 from course_lib.objectives import Batch, Classification
 from course_lib.precision import Precision
-from course_lib.record import now, provenance
+from course_lib.record import invocation, now, provenance
 
 REPEATS, SENTENCES, ROWS, LR = 3, 960, 32, 1e-3
 CONTESTANTS = ("ours bucketed", "trainer bucketed", "ours shuffled", "trainer shuffled")
@@ -46,7 +45,7 @@ def main() -> None:
     progress.hush_transformers()
     result = measure(options.model, options.task, options.sentences)
     options.out.mkdir(parents=True, exist_ok=True)
-    record: dict[str, Any] = {"id": options.out.name, "kind": "bench", "command": ["python", *sys.argv]}
+    record: dict[str, Any] = {"id": options.out.name, "kind": "bench", "command": invocation()}
     record |= {"finished": now(), **provenance(), "device": device.pick("cpu").describe(), **result}
     (options.out / "run.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))

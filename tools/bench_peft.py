@@ -9,7 +9,6 @@ ours and theirs in turn, so that a busy machine slows both alike; a ratio below 
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from course_lib.peft.bottleneck import Adapter
 from course_lib.peft.lora import LoRA
 from course_lib.peft.prefix import Prefix
 from course_lib.peft.prompt import Prompt
-from course_lib.record import now, provenance
+from course_lib.record import invocation, now, provenance
 
 REPEATS, STEPS, ROWS, LENGTH = 5, 5, 4, 64
 SIZE, VOCAB = "micro", 2048
@@ -44,7 +43,7 @@ def main() -> None:
     about["versions"]["peft"] = metadata.version("peft")
     settings = {"repeats": REPEATS, "steps": STEPS, "rows": ROWS, "length": LENGTH, "size": SIZE, "rank": 8}
     record = {
-        "id": options.out.name, "command": ["python", *sys.argv], "finished": now(), **about,
+        "id": options.out.name, "command": invocation(), "finished": now(), **about,
         "settings": settings, "step": step, "files": sizes(),
     }  # fmt: skip
     options.out.mkdir(parents=True, exist_ok=True)

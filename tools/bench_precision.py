@@ -8,7 +8,6 @@ Chapter 4 shows the record beside what it measures live; a device that nobody ra
 import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 
 from course_lib import device, models, progress
 from course_lib.precision import Precision
-from course_lib.record import now, provenance
+from course_lib.record import invocation, now, provenance
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 REPEATS = 5
@@ -39,7 +38,7 @@ def main() -> None:
         "forward_ms": {name(d): round(1e3 * forward(where, d, rows), 1) for d in DTYPES},
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    about = {"id": options.out.name, "command": ["python", *sys.argv], "finished": now(), **provenance()}
+    about = {"id": options.out.name, "command": invocation(), "finished": now(), **provenance()}
     about |= {"device": where.describe()}
     (options.out / "run.json").write_text(json.dumps(about | result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=2))

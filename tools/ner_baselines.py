@@ -7,7 +7,6 @@ Both learn from the training sentences alone and are judged on the same test blo
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -21,7 +20,7 @@ from course_lib.config import Tuning
 from course_lib.data import labelled, tags
 from course_lib.data.annotated import Words
 from course_lib.heads import registry
-from course_lib.record import now, provenance
+from course_lib.record import invocation, now, provenance
 
 Tags = list[list[str]]
 Find = Callable[[Sequence[str]], list[str]]
@@ -103,7 +102,7 @@ def main() -> None:
     task = registry.get("ner").task(Tuning(task=options.task, head="ner", labels=options.labels))
     result = {name: chosen(name, task) for name in ("gazetteer", "crf")}
     options.out.mkdir(parents=True, exist_ok=True)
-    record: dict[str, Any] = {"id": options.out.name, "kind": "baselines", "command": ["python", *sys.argv]}
+    record: dict[str, Any] = {"id": options.out.name, "kind": "baselines", "command": invocation()}
     record |= {"finished": now(), **provenance(), "task": options.task, "train": len(task.train)}
     record |= {"test": len(task.test), "test_hash": task.test.identity(), "result": result}
     (options.out / "run.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

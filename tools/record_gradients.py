@@ -8,7 +8,6 @@ are those of the mean loss per token, before clipping: of every weight, and of t
 
 import argparse
 import json
-import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from course_lib.budget import Budget, WorkClock
 from course_lib.config import Config
 from course_lib.data import corpora, prepare
 from course_lib.loop import train
-from course_lib.record import now, provenance
+from course_lib.record import invocation, now, provenance
 
 POINTS = (0.01, 0.1, 0.5, 0.95)  # shares of the run after which the next step is looked at
 
@@ -42,7 +41,7 @@ def main() -> None:
     )  # fmt: skip
     result = record(settings)
     options.out.mkdir(parents=True, exist_ok=True)
-    about = {"id": options.out.name, "command": ["python", *sys.argv], "finished": now(), **provenance()}
+    about = {"id": options.out.name, "command": invocation(), "finished": now(), **provenance()}
     about |= {"device": device.pick("cpu").describe(), "settings": vars(settings)}
     text = json.dumps(about | result, indent=1, ensure_ascii=False)
     (options.out / "run.json").write_text(text + "\n", encoding="utf-8")

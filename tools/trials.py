@@ -18,9 +18,10 @@ from typing import Any
 import torch
 
 from course_lib.device import pick
-from course_lib.record import now, provenance
+from course_lib.record import invocation, now, provenance
 
 ROOT = Path(__file__).resolve().parent.parent
+SINGLE = "--single"  # of the tools: end after one run, to fill a pause; the same command without it does the rest
 LEAST_CPU_SHARE = 0.9  # a run that got less of its threads' time does not count
 Read = Callable[[str], dict[str, Any]]
 
@@ -36,7 +37,8 @@ class Trials:
     def __init__(self, out: Path, kind: str, **about: Any):
         self.path = out / "run.json"
         self.about = {
-            "id": out.name, "kind": kind, "command": ["python", *sys.argv], "started": now(), **provenance(),
+            "id": out.name, "kind": kind, "command": [word for word in invocation() if word != SINGLE],
+            "started": now(), **provenance(),
             "device": pick("cpu").describe(), "threads": torch.get_num_threads(), **about, "runs": [],
         }  # fmt: skip
 

@@ -109,9 +109,10 @@ def best(trials: Trials, arm: str) -> float | None:
 def run(trials: Trials, asked: Asked, encoder: Path) -> bool:
     """One fine-tuning as a process, or the pretraining of the encoder."""
     if asked["arm"] == ENCODER:
-        return trials.run(asked, pretraining(encoder), lambda printed: about_the_encoder(Run.open(encoder)))
-    with tempfile.TemporaryDirectory() as folder:
-        return trials.run(asked, command(asked, folder, encoder), partial(observe, asked, Path(folder) / "run"))
+        return trials.run(asked, pretraining(encoder), lambda printed: about_the_encoder(Run.open(encoder)), encoder)
+    with tempfile.TemporaryDirectory() as runs:
+        folder = Path(runs) / "run"
+        return trials.run(asked, command(asked, runs, encoder), partial(observe, asked, folder), folder)
 
 
 def pretraining(encoder: Path) -> list[str]:

@@ -100,8 +100,9 @@ def main() -> None:
             if lr is None:  # another process is still choosing
                 continue
             line = command(options.model, runs, name, setting, lr, seed, options.task)
-            done = partial(read, runs / run_name(name, lr, seed))
-            if trials.run({"name": name, "lr": lr, "seed": seed}, line, done) and options.single:
+            folder = runs / run_name(name, lr, seed)
+            what = {"name": name, "lr": lr, "seed": seed}
+            if trials.run(what, line, partial(read, folder), folder) and options.single:
                 return
     rows = summary(trials.record["runs"], plan)
     apart = familiarity(trials.record["runs"], rows, runs, options.task)

@@ -116,8 +116,9 @@ def best(trials: Trials, task: str, arm: str) -> float | None:
 
 def run(trials: Trials, asked: Asked) -> bool:
     """One fine-tuning as a process; its weights are looked at and go."""
-    with tempfile.TemporaryDirectory() as folder:
-        return trials.run(asked, command(asked, folder), partial(observe, asked, Path(folder) / "run"))
+    with tempfile.TemporaryDirectory() as runs:
+        folder = Path(runs) / "run"
+        return trials.run(asked, command(asked, runs), partial(observe, asked, folder), folder)
 
 
 def command(asked: Asked, runs: str) -> list[str]:

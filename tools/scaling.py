@@ -58,7 +58,7 @@ def train(trials: Trials, models: Path, size: str, budget: str, seed: int, *more
     """One pretraining; `budget` names it, and is its budget unless `more` says something else."""
     what = {"step": "pretrained", "size": size, "budget": budget, "seed": seed}
     asked = [f"--size={size}", *(more or [f"--budget={budget}"]), f"--seed={seed}", f"--runs={models}"]
-    run_id = f"--run-id={folder(size, budget)}-{seed}"
+    place = models / f"{folder(size, budget)}-{seed}"
 
     def read(printed: str) -> dict[str, Any]:
         info = json.loads(printed)
@@ -66,7 +66,8 @@ def train(trials: Trials, models: Path, size: str, budget: str, seed: int, *more
         kept = {name: result.get(name) for name in ("tokens", "seconds", "cpu_share")}
         return kept | result["scores"] | {"flops": info["plan"]["flops_per_token"] * result["tokens"]}
 
-    trials.run(what, ["-m", "course_lib", "pretrain", "--json", *asked, run_id], read)
+    command = ["-m", "course_lib", "pretrain", "--json", *asked, f"--run-id={place.name}"]
+    trials.run(what, command, read, place)
 
 
 def folder(size: str, budget: str) -> str:
@@ -84,7 +85,7 @@ def judge(trials: Trials, models: Path, size: str, budget: str) -> None:
     source = f"--model={models / folder(size, budget)}-0"
     if not trials.done({"step": "pretrained", "size": size, "budget": budget, "seed": 0}):
         return  # another process is at it
-    trials.run({"step": "scratch", "size": size}, tune(scratch, source, "--scratch"), scores)
+    trials.run({"step": "scratch", "size": size}, tune(scratch, source, "--scratch"), scores, models / scratch)
     if not trials.done({"step": "scratch", "size": size}):
         return
     tuned = f"{folder(size, budget)}-tuned"
@@ -94,7 +95,7 @@ def judge(trials: Trials, models: Path, size: str, budget: str) -> None:
         over = {"scratch": Run.open(models / scratch), "tfidf": None}
         return scores(printed) | {name: difference(run, other) for name, other in over.items()}
 
-    trials.run({"step": "fine-tuned", "size": size, "budget": budget}, tune(tuned, source), read)
+    trials.run({"step": "fine-tuned", "size": size, "budget": budget}, tune(tuned, source), read, models / tuned)
 
 
 def controls(trials: Trials, models: Path, size: str) -> None:

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -51,16 +52,19 @@ class Trials:
         """Whether the record has a run with everything in `what`."""
         return any(what.items() <= run.items() for run in self.record["runs"])
 
-    def run(self, what: dict[str, Any], arguments: Iterable[str], read: Read = last_line) -> bool:
+    def run(
+        self, what: dict[str, Any], arguments: Iterable[str], read: Read = last_line, folder: Path | None = None
+    ) -> bool:
         """Run `python arguments`, unless it is done or another process is at it; `read` reads what it printed.
 
-        Returns whether it ran here. Repeated once if something else took the processor's time, and refused after that.
+        Returns whether it ran here. Repeated once if something else took the processor's time, and refused after that;
+        `folder`, where the run is stored, goes before it is run again.
         """
         name = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
         with self._lock(name, wait=False) as taken:
             if not taken or self.done(what):
                 return False
-            found = self._undisturbed(what, arguments, read)
+            found = self._undisturbed(what, list(arguments), read, folder)
             print(f"{what}: {found}", flush=True)
             self.store(runs=[what | found])
         return True
@@ -74,7 +78,9 @@ class Trials:
             scratch.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
             scratch.replace(self.path)
 
-    def _undisturbed(self, what: dict[str, Any], arguments: Iterable[str], read: Read) -> dict[str, Any]:
+    def _undisturbed(
+        self, what: dict[str, Any], arguments: list[str], read: Read, folder: Path | None
+    ) -> dict[str, Any]:
         threads = str(self.record["threads"])
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": threads}
         command = [sys.executable, *arguments]
@@ -84,6 +90,8 @@ class Trials:
             found = read(done.stdout)
             if (found.get("cpu_share") or 1) >= LEAST_CPU_SHARE:  # not measured on a GPU
                 return found
+            if folder:
+                shutil.rmtree(folder, ignore_errors=True)
         raise SystemExit(f"{what}: only {found['cpu_share']:.0%} of the processor. Stop what else runs; try again.")
 
     @contextlib.contextmanager

@@ -1,0 +1,42 @@
+"""The record that remembers which runs are done: what is repeated, what is refused, what is left out."""
+
+import json
+
+import pytest
+
+from tools.trials import Trials
+
+WRITES = "import pathlib, sys; pathlib.Path(sys.argv[1]).mkdir(); print('{}')"  # fails where the folder exists
+
+
+@pytest.fixture
+def trials(tmp_path):
+    return Trials(tmp_path / "record", "test")
+
+
+def test_a_run_is_done_once(trials, tmp_path):
+    asked = [{"seed": 0}, ["-c", "print('{\"score\": 1}')"]]
+    assert trials.run(*asked)
+    assert not trials.run(*asked)
+    assert json.loads(trials.path.read_text())["runs"] == [{"seed": 0, "score": 1}]
+
+
+def test_a_disturbed_run_is_repeated_in_a_fresh_folder(trials, tmp_path):
+    shares = iter([0.5, 0.95])
+    assert trials.run(
+        {"seed": 0}, ["-c", WRITES, str(tmp_path / "run")], lambda _: {"cpu_share": next(shares)}, tmp_path / "run"
+    )
+    assert [run["cpu_share"] for run in trials.record["runs"]] == [0.95]
+
+
+def test_a_run_that_is_disturbed_twice_does_not_count_and_can_be_run_again(trials, tmp_path):
+    asked = [{"seed": 0}, ["-c", WRITES, str(tmp_path / "run")]]
+    with pytest.raises(SystemExit, match="50% of the processor"):
+        trials.run(*asked, lambda _: {"cpu_share": 0.5}, tmp_path / "run")
+    assert trials.record["runs"] == []
+    assert trials.run(*asked, lambda _: {"cpu_share": 1.0}, tmp_path / "run")
+
+
+def test_the_command_of_a_record_is_the_one_that_does_all_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.orig_argv", ["/somewhere/python", "-m", "tools.x", "--out", "runs/x", "--single"])
+    assert Trials(tmp_path, "test").about["command"] == ["python", "-m", "tools.x", "--out", "runs/x"]

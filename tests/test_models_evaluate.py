@@ -181,6 +181,17 @@ def test_the_committed_chinese_encoder_scores_what_its_record_says(cpu):
     assert record["result"]["cpu_share"] >= 0.9
 
 
+def test_the_committed_english_encoder_scores_what_its_record_says(cpu):
+    """Two hours of one thread."""
+    folder = ROOT / "runs" / "encoder-2h"
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    for corpus, name in (("movie_reviews+wiki_leads", "mlm_loss"), ("movie_reviews", "movie_reviews_mlm_loss")):
+        assert judge.on_corpus(folder, corpus, "utf-8", cpu)["mlm_loss"] == pytest.approx(
+            record["committed"][name], abs=1e-3
+        )
+    assert record["result"]["cpu_share"] >= 0.9
+
+
 def test_the_committed_model_of_names_scores_what_its_record_says(cpu):
     """On the whole test side, with the float16 weights as they are stored."""
     folder = ROOT / "runs" / "encoder-zh-1h-ner"

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from course_lib import (
     baselines,
@@ -38,6 +38,7 @@ from course_lib.record import Run, Timer, now
 from course_lib.recorder import Log, drive
 from course_lib.robust import augment, regularize
 from course_lib.storage import new_folder
+from course_lib.tokenizer import begin_with_mask
 from course_lib.training import Training
 
 PREDICTIONS = "predictions.json"
@@ -100,10 +101,10 @@ def new_model(folder: Path, classes: list[str], tuning: Tuning) -> Any:
     head = registry.get(tuning.head)
     config = AutoConfig.from_pretrained(folder, **head.outputs(classes))
     if hasattr(config, "classifier_pooling"):
-        config.classifier_pooling = "mean"
+        config.classifier_pooling = "cls" if _without_class_token(config) else "mean"
     try:
-        if not tuning.scratch:
-            return head.auto.from_pretrained(folder, config=config, dtype=torch.float32)
+        if not tuning.scratch:  # a discriminator's output layer gives way to a new one
+            return head.auto.from_pretrained(folder, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
         model = head.auto.from_config(config, dtype=torch.float32)  # whatever the stored weights are
     except ValueError as error:
         raise CourseError(f"A {config.model_type} model has no head for '{tuning.head}'; try another model.") from error
@@ -163,7 +164,7 @@ def _one(
     run = Run.begin(tuning, parent.folder, done.name, done.name)
     timer = Timer(run.info.get("timings", {}))
     try:
-        tokenizer = load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder, tuning.head)
         state = build(tuning, folder, task, tokenizer, where)
         ask = Asking(state, tokenizer, task, tuning)
         saved = checkpoint.load(run.folder / "checkpoints", log)
@@ -248,12 +249,24 @@ def _predictions(run: Run) -> dict[str, Any]:
     return json.loads((run.folder / PREDICTIONS).read_text(encoding="utf-8"))
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """A model's tokenizer; one that never learnt to pad does so with its end of text, which is masked anyway."""
+def load_tokenizer(folder: Path, head: str = "") -> Any:
+    """A model's tokenizer as it is stored, or as a head needs it that is going to be trained.
+
+    One that never learnt to pad does so with its end of text, which is masked anyway. An encoder that nothing taught a
+    class token reads the class at a mask: elsewhere its states are about the token that stands there.
+    """
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if head and issubclass(registry.get(head).auto, AutoModelForSequenceClassification):
+        if _without_class_token(AutoConfig.from_pretrained(folder)):
+            begin_with_mask(tokenizer)
     return tokenizer
+
+
+def _without_class_token(config: Any) -> bool:
+    """Whether these are our own encoders, whose rows began with BOS."""
+    return hasattr(config, "classifier_pooling") and config.cls_token_id == config.bos_token_id
 
 
 def encode(model: Any, tokenizer: Any, side: labelled.Labelled, tuning: Tuning) -> Rows:

@@ -33,8 +33,10 @@ RUNGS: dict[str, list[tuple[str, Setting]]] = {
         ("2,048 tokens a step", {"step_tokens": 2048}),
         ("rows of 128 tokens", {"context": 128}),
         ("masks fall from 30 to 15 %", {"mask_start": 0.3}),
-        ("ModernBERT's blocks", {"architecture": "modernbert"}),
+        ("ModernBERT's blocks", {"architecture": "modernbert-tied"}),
         ("Muon for matrices", {"optimizer": "muon", "lr": 0.01}),
+        ("untied head", {"architecture": "modernbert"}),
+        ("embeddings from co-occurrence", {"embeddings": "cooccurrence"}),
     ],
 }
 # Tried on the top rung, one at a time.
@@ -56,7 +58,7 @@ ASIDE: dict[str, list[tuple[str, Setting]]] = {
         ("larger: tiny", {"size": "tiny"}),
         ("masks stay at 30 %", {"mask_end": 0.3}),
         ("mean of the last tenth's weights", {"tail_average": 0.1}),
-        ("embeddings from co-occurrence", {"embeddings": "cooccurrence"}),
+        ("weight decay", {"weight_decay": 0.1}),
     ],
 }
 

@@ -115,8 +115,11 @@ def _gpt2(shape: Size, tokens: Tokens) -> PreTrainedModel:
 
 
 def _modernbert(shape: Size, tokens: Tokens) -> PreTrainedModel:
-    """Encoder: pre-norm without biases, rotary positions, GeGLU, full attention in all layers, tied head."""
-    common = _common(shape, tokens) | {"intermediate_size": shape.intermediate}
+    """Encoder: pre-norm without biases, rotary positions, GeGLU, full attention in all layers, untied head.
+
+    Untied, embeddings keep what they start with: tied ones must be small, and a step of AdamW is then half of one.
+    """
+    common = _common(shape, tokens) | {"intermediate_size": shape.intermediate, "tie_word_embeddings": False}
     ids = {"cls_token_id": tokens.bos, "sep_token_id": tokens.sep}  # the defaults are for its own vocabulary
     layers = ["full_attention"] * shape.layers
     return ModernBertForMaskedLM(ModernBertConfig(**common, **ids, layer_types=layers))

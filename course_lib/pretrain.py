@@ -158,8 +158,8 @@ def resolve(config: Config, where: device.Device) -> Config:
     seconds = parse_duration(config.budget)
     size = plan.choose_size(where, seconds) if config.size == "auto" else config.size
     shape = models.size(size)
-    # Measured for small causal models only; the factorization would take minutes for large ones.
-    suits = recipe.causal and architecture not in models.BASELINES and shape.hidden <= MAX_FACTORISED
+    # Measured for small models with an untied head only; the factorization would take minutes for large ones.
+    suits = architecture not in models.BASELINES and shape.hidden <= MAX_FACTORISED
     return replace(
         config,
         size=size,

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from course_lib import cli, finetune, judge, models, optim, recipes, recorder
 from course_lib import tokenizer as tokenizers
-from course_lib.config import Tuning
+from course_lib.config import Config, Tuning
 from course_lib.errors import CourseError
 from course_lib.heads import base
 from course_lib.precision import Precision
@@ -84,7 +84,49 @@ def test_scratch_keeps_the_network_and_forgets_the_weights(tmp_path):
     assert torch.equal(kept.model.layers[0].attn.Wqkv.weight, source)
     assert not torch.equal(new.model.layers[0].attn.Wqkv.weight, source)
     assert models.count_parameters(kept) == models.count_parameters(new)
-    assert kept.config.classifier_pooling == "mean"
+
+
+def test_our_encoder_reads_the_class_at_a_mask_and_a_stock_pipeline_does_the_same(table, tmp_path):
+    folder = pretrained(tmp_path / "m", "modernbert")
+    run = finetune.finetune(tuning(table, folder), runs=tmp_path / "runs", log=quiet)
+    from course_lib.data import labelled
+
+    texts = labelled.load(str(table)).test.texts
+    tokenizer = AutoTokenizer.from_pretrained(run.folder / "model")
+    assert {row[0] for row in tokenizer(texts)["input_ids"]} == {tokenizer.mask_token_id}
+    classify = pipeline("text-classification", str(run.folder / "model"), top_k=None, device="cpu")
+    stored = json.loads((run.folder / "seed-0" / finetune.PREDICTIONS).read_text())
+    for scores, row in zip(classify(texts, batch_size=7), stored["probabilities"], strict=True):  # batches are padded
+        assert {s["label"]: s["score"] for s in scores} == pytest.approx(
+            dict(zip(stored["classes"], row, strict=True)), abs=1e-5
+        )
+
+
+def test_only_encoders_without_a_class_token_begin_with_a_mask(tmp_path):
+    folder = pretrained(tmp_path / "m", "modernbert") / "model"
+    begins = lambda head: finetune.load_tokenizer(folder, head)("a")["input_ids"][0]
+    assert (begins("sequence"), begins("ner"), begins("")) == (3, 0, 0)  # <|mask|>, <|bos|>
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"cls_token_id": 7}))  # as answerdotai/ModernBERT has one
+    assert begins("sequence") == 0
+    assert finetune.new_model(folder, ["a", "b"], Tuning()).config.classifier_pooling == "mean"
+    decoder = pretrained(tmp_path / "d", "qwen3") / "model"
+    assert finetune.load_tokenizer(decoder, "sequence")("a")["input_ids"][0] == 0
+
+
+def test_a_discriminator_of_replaced_tokens_learns_a_task(tmp_path):
+    """Its output layer, one number a token, gives way to a new one."""
+    folder = pretrained(tmp_path / "m", "modernbert") / "model"
+    ids = recipes.token_ids(finetune.load_tokenizer(folder))
+    shape = models.Size(hidden=32, layers=2, heads=2, vocab=320, context=64)
+    pair = recipes.new_model(Config(objective="rtd", architecture="modernbert"), shape, ids)
+    torch.nn.init.normal_(pair["discriminator"].classifier.weight, std=5.0)
+    pair["discriminator"].save_pretrained(folder)
+    model = finetune.new_model(folder, ["a", "b"], Tuning())
+    assert model.classifier.weight.shape == (2, 32)
+    assert model.classifier.weight.abs().max() < 1
+    body = pair["discriminator"].model.state_dict()
+    assert all(torch.equal(value, body[name]) for name, value in model.model.state_dict().items())
 
 
 @pytest.mark.parametrize("scratch", [True, False])

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from scipy import stats
 from torch.nn import functional
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, ModernBertForMaskedLM, PreTrainedModel
 
 from course_lib import models, objectives, progress, recipes
 from course_lib.data import corpora, prepare
@@ -120,8 +120,19 @@ def _llama(shape: models.Size, tokens: models.Tokens) -> Any:
     return LlamaForCausalLM(LlamaConfig(**common, num_key_value_heads=shape.heads, tie_word_embeddings=False))
 
 
-# Steps between GPT-2 and our decoder; like the baselines, they keep their own initialization.
-VARIANTS = {"neox": _neox, "llama": _llama, "qwen3-plain": models.ARCHITECTURES["qwen3"]}
+def _modernbert_tied(shape: models.Size, tokens: models.Tokens) -> Any:
+    """Our encoder with its embeddings as its output head."""
+    config = models.ARCHITECTURES["modernbert"](shape, tokens).config
+    config.tie_word_embeddings = True
+    model = ModernBertForMaskedLM(config)
+    models.initialize(model)
+    return model
+
+
+# Steps between the classics and our models; they are built as they are to be, the first three with stock weights.
+VARIANTS = {
+    "neox": _neox, "llama": _llama, "qwen3-plain": models.ARCHITECTURES["qwen3"], "modernbert-tied": _modernbert_tied
+}  # fmt: skip
 
 if __name__ == "__main__":
     main()

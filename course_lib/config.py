@@ -33,7 +33,7 @@ class Config:
     optimizer: str = _option("muon", "muon (with adamw for all but matrices) or adamw")
     matrix_lr: float = _option(0.02, "peak learning rate of muon")
     lr: float = _option(0.01, "peak learning rate of adamw")
-    weight_decay: float = _option(0.0, "decoupled weight decay of matrices and embeddings")
+    weight_decay: float = _option(0.0, "decoupled weight decay of the matrices inside the network")
     schedule: str = _option("trapezoid", "trapezoid, triangle, cosine or constant")
     warmup: float = _option(0.02, "share of the budget over which learning rates rise")
     cooldown: float = _option(0.6, "share of the budget over which they fall to zero")

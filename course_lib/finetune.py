@@ -258,9 +258,9 @@ def load_tokenizer(folder: Path, head: str = "") -> Any:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if head and issubclass(registry.get(head).auto, AutoModelForSequenceClassification):
-        if _without_class_token(AutoConfig.from_pretrained(folder)):
-            begin_with_mask(tokenizer)
+    one_answer = head and issubclass(registry.get(head).auto, AutoModelForSequenceClassification)
+    if one_answer and _without_class_token(AutoConfig.from_pretrained(folder)):
+        begin_with_mask(tokenizer)
     return tokenizer
 
 

@@ -226,17 +226,17 @@ def check(name: str) -> None:
 def build(
     model: nn.Module, name: str, matrix_lr: float, lr: float, weight_decay: float = 0.0
 ) -> list[torch.optim.Optimizer]:
-    """The optimizers of a run, `initial_lr` set for the schedule. Vectors (norms, biases) are never decayed."""
+    """The optimizers of a run, `initial_lr` set for the schedule. Only matrices inside the network are decayed.
+
+    A rare token's embedding would decay at every step and learn at few; vectors (norms, biases) are scales, not sizes.
+    """
     check(name)
     inner, rest = split_parameters(model)
-    if name != "muon":
-        inner, rest = [], rest + inner
-    groups: Groups = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizers = [OPTIMIZERS[name]([group for group in groups if group["params"]], lr)]
-    if inner:
+    groups: Groups = [{"params": rest, "weight_decay": 0.0}]
+    if inner and name != "muon":
+        groups.append({"params": inner, "weight_decay": weight_decay})
+    optimizers = [OPTIMIZERS[name](groups, lr)]
+    if inner and name == "muon":
         optimizers.append(Muon(inner, lr=matrix_lr, weight_decay=weight_decay))
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["initial_lr"] = group["lr"]

@@ -18,7 +18,14 @@ from typing import Any
 import torch
 from scipy import stats
 from torch.nn import functional
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, ModernBertForMaskedLM, PreTrainedModel
+from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ModernBertForMaskedLM,
+    PreTrainedModel,
+)
 
 from course_lib import models, objectives, progress, recipes
 from course_lib.data import corpora, prepare

@@ -62,7 +62,7 @@ def finetune(
     started = time.monotonic() if started is None else started
     progress.hush_transformers()
     folder, head = pretrained.locate(tuning.model), registry.get(tuning.head)
-    _parse(tuning)  # an error before anything is made
+    _parse(tuning, AutoConfig.from_pretrained(folder))  # an error before anything is made
     task = head.task(tuning)
     for note in task.notes:
         log(note)
@@ -85,10 +85,18 @@ def finetune(
     return run
 
 
-def _parse(tuning: Tuning) -> None:
-    """Raise CourseError for settings that nothing understands."""
+def _parse(tuning: Tuning, config: Any) -> None:
+    """Raise CourseError for settings that nothing understands, or that the model has no use for."""
     if tuning.keep not in ("best", "last", "average"):
         raise CourseError(f"--keep is best, last or average, not '{tuning.keep}'.")
+    if tuning.pooling not in ("mean", "mask"):
+        raise CourseError(f"--pooling is mean or mask, not '{tuning.pooling}'.")
+    whole = issubclass(registry.get(tuning.head).auto, AutoModelForSequenceClassification)
+    if tuning.pooling == "mask" and not (whole and hasattr(config, "classifier_pooling")):
+        raise CourseError(
+            f"--pooling mask puts a mask before a text and reads the class of the whole text there; that needs a "
+            f"ModernBERT encoder and a head for whole texts, not {config.model_type} with '{tuning.head}'."
+        )
     if tuning.method:
         methods.parse(tuning.method)
     if tuning.augment:
@@ -101,7 +109,7 @@ def new_model(folder: Path, classes: list[str], tuning: Tuning) -> Any:
     head = registry.get(tuning.head)
     config = AutoConfig.from_pretrained(folder, **head.outputs(classes))
     if hasattr(config, "classifier_pooling"):
-        config.classifier_pooling = "cls" if _without_class_token(config) else "mean"
+        config.classifier_pooling = {"mean": "mean", "mask": "cls"}[tuning.pooling]
     try:
         if not tuning.scratch:  # a discriminator's output layer gives way to a new one
             return head.auto.from_pretrained(folder, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
@@ -164,7 +172,9 @@ def _one(
     run = Run.begin(tuning, parent.folder, done.name, done.name)
     timer = Timer(run.info.get("timings", {}))
     try:
-        tokenizer = load_tokenizer(folder, tuning.head)
+        tokenizer = load_tokenizer(folder)
+        if tuning.pooling == "mask":
+            begin_with_mask(tokenizer)
         state = build(tuning, folder, task, tokenizer, where)
         ask = Asking(state, tokenizer, task, tuning)
         saved = checkpoint.load(run.folder / "checkpoints", log)
@@ -249,24 +259,12 @@ def _predictions(run: Run) -> dict[str, Any]:
     return json.loads((run.folder / PREDICTIONS).read_text(encoding="utf-8"))
 
 
-def load_tokenizer(folder: Path, head: str = "") -> Any:
-    """A model's tokenizer as it is stored, or as a head needs it that is going to be trained.
-
-    One that never learnt to pad does so with its end of text, which is masked anyway. An encoder that nothing taught a
-    class token reads the class at a mask: elsewhere its states are about the token that stands there.
-    """
+def load_tokenizer(folder: Path) -> Any:
+    """A model's tokenizer; one that never learnt to pad does so with its end of text, which is masked anyway."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    one_answer = head and issubclass(registry.get(head).auto, AutoModelForSequenceClassification)
-    if one_answer and _without_class_token(AutoConfig.from_pretrained(folder)):
-        begin_with_mask(tokenizer)
     return tokenizer
-
-
-def _without_class_token(config: Any) -> bool:
-    """Whether these are our own encoders, whose rows began with BOS."""
-    return hasattr(config, "classifier_pooling") and config.cls_token_id == config.bos_token_id
 
 
 def encode(model: Any, tokenizer: Any, side: labelled.Labelled, tuning: Tuning) -> Rows:

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 from course_lib import cli, finetune, judge, models, optim, recipes, recorder
 from course_lib import tokenizer as tokenizers
 from course_lib.config import Config, Tuning
+from course_lib.data import labelled
 from course_lib.errors import CourseError
 from course_lib.heads import base
 from course_lib.precision import Precision
@@ -60,8 +61,6 @@ def test_every_architecture_learns_the_task_and_reloads(table, folder, tmp_path)
     model = AutoModelForSequenceClassification.from_pretrained(run.folder / "model")
     assert model.config.id2label == {0: "bad", 1: "good"}
     stored = json.loads((run.folder / "seed-0" / finetune.PREDICTIONS).read_text())
-    from course_lib.data import labelled
-
     texts = labelled.load(str(table)).test.texts
     rows = base.encode(AutoTokenizer.from_pretrained(run.folder / "model"), texts, 64)
     again = base.predict(model, rows, model.config.pad_token_id, FLOAT32)
@@ -84,13 +83,13 @@ def test_scratch_keeps_the_network_and_forgets_the_weights(tmp_path):
     assert torch.equal(kept.model.layers[0].attn.Wqkv.weight, source)
     assert not torch.equal(new.model.layers[0].attn.Wqkv.weight, source)
     assert models.count_parameters(kept) == models.count_parameters(new)
+    assert kept.config.classifier_pooling == "mean"
 
 
-def test_our_encoder_reads_the_class_at_a_mask_and_a_stock_pipeline_does_the_same(table, tmp_path):
+def test_the_class_can_be_read_at_a_mask_and_a_stock_pipeline_does_the_same(table, tmp_path):
     folder = pretrained(tmp_path / "m", "modernbert")
-    run = finetune.finetune(tuning(table, folder), runs=tmp_path / "runs", log=quiet)
-    from course_lib.data import labelled
-
+    asked = replace(tuning(table, folder), pooling="mask")
+    run = finetune.finetune(asked, runs=tmp_path / "runs", log=quiet)
     texts = labelled.load(str(table)).test.texts
     tokenizer = AutoTokenizer.from_pretrained(run.folder / "model")
     assert {row[0] for row in tokenizer(texts)["input_ids"]} == {tokenizer.mask_token_id}
@@ -102,16 +101,20 @@ def test_our_encoder_reads_the_class_at_a_mask_and_a_stock_pipeline_does_the_sam
         )
 
 
-def test_only_encoders_without_a_class_token_begin_with_a_mask(tmp_path):
-    folder = pretrained(tmp_path / "m", "modernbert") / "model"
-    begins = lambda head: finetune.load_tokenizer(folder, head)("a")["input_ids"][0]
-    assert (begins("sequence"), begins("ner"), begins("")) == (3, 0, 0)  # <|mask|>, <|bos|>
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"cls_token_id": 7}))  # as answerdotai/ModernBERT has one
-    assert begins("sequence") == 0
-    assert finetune.new_model(folder, ["a", "b"], Tuning()).config.classifier_pooling == "mean"
-    decoder = pretrained(tmp_path / "d", "qwen3") / "model"
-    assert finetune.load_tokenizer(decoder, "sequence")("a")["input_ids"][0] == 0
+@pytest.mark.parametrize(
+    ("architecture", "change", "said"),
+    [
+        ("qwen3", {"pooling": "mask"}, "needs a ModernBERT encoder.* not qwen3"),
+        ("bert", {"pooling": "mask"}, "needs a ModernBERT encoder.* not bert"),
+        ("modernbert", {"pooling": "mask", "head": "ner"}, "with 'ner'"),
+        ("modernbert", {"pooling": "last"}, "mean or mask, not 'last'"),
+    ],
+)
+def test_a_pooling_that_the_model_has_no_use_for_is_refused(architecture, change, said, table, tmp_path):
+    asked = replace(tuning(table, pretrained(tmp_path / "m", architecture)), **change)
+    with pytest.raises(CourseError, match=said):
+        finetune.finetune(asked, runs=tmp_path / "runs", log=quiet)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_discriminator_of_replaced_tokens_learns_a_task(tmp_path):

@@ -144,3 +144,19 @@ def test_adamw_alone_and_unknown_names(tiny_model):
     assert len(optim.build(tiny_model, "adamw", 0.02, 0.01)) == 1
     with pytest.raises(CourseError, match="Did you mean adamw"):
         optim.build(tiny_model, "adam", 0.02, 0.01)
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_without_a_gradient_only_the_matrices_inside_shrink(name, tiny_model):
+    """A rare token's embedding must not decay while it waits for its next occurrence."""
+    before = {key: p.detach().clone().add_(0.5) for key, p in tiny_model.named_parameters()}
+    optimizers = optim.build(tiny_model, name, matrix_lr=0.1, lr=0.1, weight_decay=0.5)
+    for key, p in tiny_model.named_parameters():
+        p.data.copy_(before[key])
+        p.grad = torch.zeros_like(p)
+    for optimizer in optimizers:
+        optimizer.step()
+    inner = {id(p) for p in optim.split_parameters(tiny_model)[0]}
+    for key, p in tiny_model.named_parameters():
+        assert torch.allclose(p, before[key] * (0.95 if id(p) in inner else 1.0)), key
+    assert 0 < len(inner) < len(before)

@@ -1,11 +1,9 @@
-"""What makes a masked language model transfer: its head, its embeddings, and where the class is read.
+"""What of a pretraining helps a task: the objective, and for masked models their head, embeddings and decay.
 
     python -m tools.ablate_encoder --out runs/ablate-encoder
 
-Every run pretrains the size `tiny` for the same wall-clock time, then fine-tunes it on Rotten Tomatoes for each
-way of reading the class: at a mask in front of the text, from the mean of all positions, or (decoders) at the last
-token. The arms take turns within a seed. Stopped, the same command goes on, and a second one on another core takes its
-share.
+Every run pretrains the size `nano` for the same wall-clock time and fine-tunes it on Rotten Tomatoes. The arms take
+turns within a seed. Stopped, the same command goes on, and a second one on another core takes its share.
 """
 
 import argparse
@@ -23,43 +21,26 @@ from course_lib.record import Run
 from tools.ladder import VARIANTS
 from tools.trials import Trials, spread
 
-SETTINGS = {"corpus": "movie_reviews+wiki_leads", "size": "tiny", "step_tokens": 4096}
-TIED, UNTIED = "modernbert-tied", "modernbert"
+SETTINGS: dict[str, Any] = {"corpus": "movie_reviews+wiki_leads", "size": "nano"}
+TIED: dict[str, Any] = {"objective": "mlm", "architecture": "modernbert-tied"}
+COUNTED = {"embeddings": "cooccurrence"}
 ARMS: dict[str, dict[str, Any]] = {
-    "tied, random": {"objective": "mlm", "architecture": TIED, "embeddings": "random"},
-    "tied, co-occurrence": {"objective": "mlm", "architecture": TIED, "embeddings": "cooccurrence"},
-    "untied, random": {"objective": "mlm", "architecture": UNTIED, "embeddings": "random"},
-    "untied, co-occurrence": {"objective": "mlm", "architecture": UNTIED, "embeddings": "cooccurrence"},
-    "untied, co-occurrence, decay": {
-        "objective": "mlm",
-        "architecture": UNTIED,
-        "embeddings": "cooccurrence",
-        "weight_decay": 0.1,
-    },
-    "untied, co-occurrence, AdamW": {
-        "objective": "mlm",
-        "architecture": UNTIED,
-        "embeddings": "cooccurrence",
-        "optimizer": "adamw",
-    },
-    "replaced tokens": {"objective": "rtd", "embeddings": "cooccurrence"},
-    "hybrid": {"objective": "hybrid", "embeddings": "cooccurrence"},
-    "causal": {"objective": "clm", "embeddings": "cooccurrence"},
+    "masked, tied, random": TIED | {"embeddings": "random"},
+    "masked, tied": TIED | COUNTED,
+    "masked": {"objective": "mlm"} | COUNTED,
+    "masked, decay": {"objective": "mlm", "weight_decay": 0.1} | COUNTED,
+    "replaced tokens": {"objective": "rtd"} | COUNTED,
+    "hybrid": {"objective": "hybrid"} | COUNTED,
+    "causal": {"objective": "clm"} | COUNTED,
 }
-READS = {"mlm": ("mask", "mean"), "rtd": ("mean",), "hybrid": ("last",), "clm": ("last",)}
-LABELS = 2000
-
-
-def reads(arm: str) -> tuple[str, ...]:
-    """Where the class can be read."""
-    return READS[ARMS[arm]["objective"]]
+BASE = "masked, tied, random"  # what an encoder was until this was measured
 
 
 def main() -> None:
     """Run what is missing, then write and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--budget", default="90s", help="of each pretraining (default: %(default)s)")
+    parser.add_argument("--budget", default="5m", help="of each pretraining (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--single", action="store_true", help="end after one run: to fill a pause")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)  # a single run, as a process of its own
@@ -67,7 +48,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(one(options.budget, **options.one)))
         return
-    trials = Trials(options.out, "ablation", settings=SETTINGS, arms=ARMS, budget=options.budget, labels=LABELS)
+    trials = Trials(options.out, "ablation", settings=SETTINGS, arms=ARMS, budget=options.budget)
     for seed in range(options.seeds):
         for arm in ARMS:
             asked = {"arm": arm, "seed": seed}
@@ -75,13 +56,13 @@ def main() -> None:
             if trials.run(asked, [*script, f"--one={json.dumps(asked)}"]) and options.single:
                 return
     runs = trials.record["runs"]
-    trials.store(summary=[summary(runs, arm, read) for arm in ARMS for read in reads(arm)])
+    trials.store(summary=[summary(runs, arm) for arm in ARMS])
     for row in trials.record["summary"]:
-        print("{arm:<30}{read:<6}{mean:.1%}  [{least:.1%}, {most:.1%}]".format(**row))
+        print("{arm:<24}{mean:.1%} [{least:.1%}, {most:.1%}], gain {gain:+.1%} [{low:+.1%}, {high:+.1%}]".format(**row))
 
 
 def one(budget: str, arm: str, seed: int) -> dict[str, Any]:
-    """Pretrain one arm, fine-tune it in both ways."""
+    """Pretrain one arm and fine-tune it."""
     progress.hush_transformers()
     models.ARCHITECTURES.update(VARIANTS)
     quiet = lambda message: None
@@ -89,21 +70,9 @@ def one(budget: str, arm: str, seed: int) -> dict[str, Any]:
         runs = Path(scratch)
         run = pretrain(Config(**SETTINGS, **ARMS[arm], budget=budget, seed=seed), runs=runs, run_id="model", log=quiet)
         result = run.info["result"]
-        found = result["scores"] | {"tokens": result["tokens"], "cpu_share": result["cpu_share"]}
-        for read in reads(arm):
-            if read == "mean":
-                declare_class_token(run.folder / "model" / "config.json")
-            tuning = Tuning(task="rotten_tomatoes", model=str(run.folder), labels=LABELS, seed=seed)
-            tuned = finetune.finetune(tuning, runs=runs, run_id=read, log=quiet)
-            found[read] = tuned.info["result"]["accuracy"]
-            found[f"{read}_right"] = hits(tuned)
-    return found
-
-
-def declare_class_token(config: Path) -> None:
-    """Let the library believe that rows had a class token: it then takes the mean of all positions."""
-    about = json.loads(config.read_text(encoding="utf-8"))
-    config.write_text(json.dumps(about | {"cls_token_id": about["sep_token_id"]}), encoding="utf-8")
+        tuned = finetune.finetune(Tuning(model=str(run.folder), seed=seed), runs=runs, run_id="tuned", log=quiet)
+        kept = {name: result[name] for name in ("tokens", "seconds", "cpu_share")}
+        return result["scores"] | kept | {"accuracy": tuned.info["result"]["accuracy"], "right": hits(tuned)}
 
 
 def hits(run: Run) -> str:
@@ -111,15 +80,13 @@ def hits(run: Run) -> str:
     return "".join(str(int(right)) for right in finetune.correct(run)[0])
 
 
-def summary(runs: list[dict[str, Any]], arm: str, read: str) -> dict[str, Any]:
-    """Accuracy of an arm, and its difference to the first arm read from the mean, as it was before."""
+def summary(runs: list[dict[str, Any]], arm: str) -> dict[str, Any]:
+    """Accuracy of an arm, and its difference to the base: mean and 95 % interval over texts and seeds."""
     ordered = sorted(runs, key=lambda run: run["seed"])
-    rows = lambda arm, read: np.array([[int(c) for c in run[f"{read}_right"]] for run in ordered if run["arm"] == arm])
-    base = next(iter(ARMS))
-    change = metrics.compare(rows(arm, read), rows(base, "mean"))
-    scores = [run[read] for run in runs if run["arm"] == arm]
+    rows = lambda arm: np.array([[int(c) for c in run["right"]] for run in ordered if run["arm"] == arm], dtype=float)
+    change = metrics.compare(rows(arm), rows(BASE))
     points = {"gain": round(change.mean, 4), "low": round(change.low, 4), "high": round(change.high, 4)}
-    return {"arm": arm, "read": read} | spread(scores) | points
+    return {"arm": arm} | spread([run["accuracy"] for run in runs if run["arm"] == arm]) | points
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """The record that remembers which runs are done: what is repeated, what is refused, what is left out."""
 
+import importlib
 import json
 
 import pytest
 
-from tools import ladder
-from tools.trials import Trials
+from tools import fill, ladder
+from tools.trials import SINGLE, Trials, runs_in
 
 WRITES = "import pathlib, sys; pathlib.Path(sys.argv[1]).mkdir(); print('{}')"  # fails where the folder exists
 
@@ -20,6 +21,28 @@ def test_a_run_is_done_once(trials, tmp_path):
     assert trials.run(*asked)
     assert not trials.run(*asked)
     assert json.loads(trials.path.read_text())["runs"] == [{"seed": 0, "score": 1}]
+
+
+def test_a_single_one_ends_the_program_after_its_first_new_run(tmp_path):
+    trials = Trials(tmp_path / "record", "test", single=True)
+    command = ["-c", "print('{}')"]
+    for seed in range(2):
+        with pytest.raises(SystemExit) as ended:
+            for asked in range(seed + 1):  # what is done does not end it
+                trials.run({"seed": asked}, command)
+        assert ended.value.code == 0
+        assert runs_in(tmp_path / "record") == seed + 1
+    assert not trials.run({"seed": 1}, command)
+
+
+@pytest.mark.parametrize("record", list(fill.RECORDS))
+def test_everything_that_can_be_filled_has_a_tool_that_makes_single_runs(record, monkeypatch, capsys):
+    tool, *options = fill.RECORDS[record]
+    monkeypatch.setattr("sys.argv", [tool, "--out=runs/none", SINGLE, *options, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(tool).main()
+    assert ended.value.code == 0
+    assert SINGLE in capsys.readouterr().out
 
 
 def test_a_disturbed_run_is_repeated_in_a_fresh_folder(trials, tmp_path):

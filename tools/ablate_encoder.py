@@ -19,7 +19,7 @@ from course_lib.config import Config, Tuning
 from course_lib.pretrain import pretrain
 from course_lib.record import Run
 from tools.ladder import VARIANTS
-from tools.trials import Trials, spread
+from tools.trials import Trials, record_parser, spread
 
 SETTINGS: dict[str, Any] = {"corpus": "movie_reviews+wiki_leads", "size": "nano"}
 TIED: dict[str, Any] = {"objective": "mlm", "architecture": "modernbert-tied"}
@@ -38,23 +38,20 @@ BASE = "masked, tied, random"  # what an encoder was until this was measured
 
 def main() -> None:
     """Run what is missing, then write and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = record_parser(__doc__)
     parser.add_argument("--budget", default="5m", help="of each pretraining (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--single", action="store_true", help="end after one run: to fill a pause")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)  # a single run, as a process of its own
     options = parser.parse_args()
     if options.one:
         print(json.dumps(one(options.budget, **options.one)))
         return
-    trials = Trials(options.out, "ablation", settings=SETTINGS, arms=ARMS, budget=options.budget)
+    trials = Trials(options.out, "ablation", settings=SETTINGS, arms=ARMS, budget=options.budget, single=options.single)
     for seed in range(options.seeds):
         for arm in ARMS:
             asked = {"arm": arm, "seed": seed}
             script = ["-m", "tools.ablate_encoder", f"--out={options.out}", f"--budget={options.budget}"]
-            if trials.run(asked, [*script, f"--one={json.dumps(asked)}"]) and options.single:
-                return
+            trials.run(asked, [*script, f"--one={json.dumps(asked)}"])
     runs = trials.record["runs"]
     trials.store(summary=[summary(runs, arm) for arm in ARMS])
     for row in trials.record["summary"]:

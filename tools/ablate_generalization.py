@@ -7,7 +7,6 @@ same number of optimizer steps. Some are attacked afterwards. Stopped, the same 
 another core takes its share.
 """
 
-import argparse
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -24,7 +23,7 @@ from course_lib.heads import base as heads
 from course_lib.precision import Precision
 from course_lib.record import Run
 from course_lib.robust import attack, augment, thesaurus
-from tools.trials import ROOT, Trials
+from tools.trials import ROOT, Trials, record_parser
 
 MODEL, TASK, LABELS = "runs/decoder-2h", "rotten_tomatoes", 200
 BASE: dict[str, Any] = {"labels": LABELS, "epochs": 10.0, "step_rows": 16, "keep": "last"}
@@ -66,18 +65,15 @@ Asked = dict[str, Any]
 
 def main() -> None:
     """Run what is missing, most important first."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--single", action="store_true", help="end after one run: to fill a pause")
+    parser = record_parser(__doc__)
     options = parser.parse_args()
     progress.hush_transformers()
     about: dict[str, Any] = {"model": MODEL, "task": TASK, "base": BASE, "arms": ARMS, "rates": RATES}
     about |= {"usual_rates": USUAL_RATES, "attacked_texts": ATTACKED_TEXTS, "changed_words": CHANGED_WORDS}
-    trials = Trials(options.out, "ablation", **about)
+    trials = Trials(options.out, "ablation", options.single, **about)
     encoder = (options.out / f".{ENCODER}").resolve()
     for asked in plan(trials):
-        if run(trials, asked, encoder) and options.single:
-            return
+        run(trials, asked, encoder)
 
 
 def plan(trials: Trials) -> Iterator[Asked]:
@@ -106,13 +102,14 @@ def best(trials: Trials, arm: str) -> float | None:
     return max(tried, key=lambda r: r["dev"][0])["lr"] if len(tried) == len(RATES.get(arm, USUAL_RATES)) else None
 
 
-def run(trials: Trials, asked: Asked, encoder: Path) -> bool:
+def run(trials: Trials, asked: Asked, encoder: Path) -> None:
     """One fine-tuning as a process, or the pretraining of the encoder."""
     if asked["arm"] == ENCODER:
-        return trials.run(asked, pretraining(encoder), lambda printed: about_the_encoder(Run.open(encoder)), encoder)
+        trials.run(asked, pretraining(encoder), lambda printed: about_the_encoder(Run.open(encoder)), encoder)
+        return
     with tempfile.TemporaryDirectory() as runs:
         folder = Path(runs) / "run"
-        return trials.run(asked, command(asked, runs, encoder), partial(observe, asked, folder), folder)
+        trials.run(asked, command(asked, runs, encoder), partial(observe, asked, folder), folder)
 
 
 def pretraining(encoder: Path) -> list[str]:

@@ -8,7 +8,6 @@ says what a way to fine-tune is worth in that time; what hours are worth is in t
 Stopped, the same command goes on, and a second one on another core takes its share.
 """
 
-import argparse
 import json
 import shutil
 from functools import partial
@@ -24,7 +23,7 @@ from course_lib.finetune import PREDICTIONS
 from course_lib.heads import registry
 from course_lib.metrics import compare
 from course_lib.record import Run
-from tools.trials import Trials, spread
+from tools.trials import Trials, record_parser, spread
 
 Setting = dict[str, Any]
 BUDGET = "1m"
@@ -84,15 +83,13 @@ def read(folder: Path, printed: str) -> dict[str, Any]:
 
 def main() -> None:
     """Run what is missing, then write and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = record_parser(__doc__)
     parser.add_argument("--model", required=True, help="the pretrained run, or any folder with a model")
     parser.add_argument("--task", default="peoples_daily")
-    parser.add_argument("--single", action="store_true", help="end after one run: to fill a pause")
     parser.add_argument("--tables", action="store_true", help="run nothing: write the tables of what is there")
     options = parser.parse_args()
     about = {"model": options.model, "task": options.task, "budget": BUDGET, "rates": RATES}
-    trials = Trials(options.out, "ablate-ner", **about)
+    trials = Trials(options.out, "ablate-ner", options.single, **about)
     runs, plan = options.out / "models", settings(half_of(options.model))
     for name, setting in ({} if options.tables else plan).items():
         for lr, seed in [*((lr, 0) for lr in RATES), *((None, seed) for seed in range(1, seeds(setting)))]:
@@ -102,8 +99,7 @@ def main() -> None:
             line = command(options.model, runs, name, setting, lr, seed, options.task)
             folder = runs / run_name(name, lr, seed)
             what = {"name": name, "lr": lr, "seed": seed}
-            if trials.run(what, line, partial(read, folder), folder) and options.single:
-                return
+            trials.run(what, line, partial(read, folder), folder)
     rows = summary(trials.record["runs"], plan)
     apart = familiarity(trials.record["runs"], rows, runs, options.task)
     trials.store(summary=rows, verdicts=verdicts(trials.record["runs"], runs), familiarity=apart)

@@ -7,7 +7,6 @@ dev. Then LoRA against full fine-tuning with five seeds, then all methods and ra
 command goes on, and a second one on another core takes its share.
 """
 
-import argparse
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -27,7 +26,7 @@ from course_lib.heads import base as heads
 from course_lib.peft import adapters, base, files
 from course_lib.precision import Precision
 from course_lib.record import Run
-from tools.trials import ROOT, Trials
+from tools.trials import ROOT, Trials, record_parser
 
 MODEL = "runs/decoder-2h"
 FULL, FULL_RATE = "runs/decoder-2h-rt", 1e-3  # full fine-tuning on all Rotten Tomatoes, recorded before
@@ -64,16 +63,13 @@ Asked = dict[str, Any]
 
 def main() -> None:
     """Run what is missing, most important first."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--single", action="store_true", help="end after one run: to fill a pause")
+    parser = record_parser(__doc__)
     options = parser.parse_args()
     progress.hush_transformers()
     about = {"model": MODEL, "full": FULL, "rates": RATES, "all_texts": ALL, "max_length": TASKS}
-    trials = Trials(options.out, "ablation", **about)
+    trials = Trials(options.out, "ablation", options.single, **about)
     for asked in plan(trials):
-        if run(trials, asked) and options.single:
-            return
+        run(trials, asked)
 
 
 def plan(trials: Trials) -> Iterator[Asked]:
@@ -114,11 +110,11 @@ def best(trials: Trials, task: str, arm: str) -> float | None:
     return max(tried, key=lambda r: r["dev"])["lr"] if len(tried) == len(RATES[arm]) else None
 
 
-def run(trials: Trials, asked: Asked) -> bool:
+def run(trials: Trials, asked: Asked) -> None:
     """One fine-tuning as a process; its weights are looked at and go."""
     with tempfile.TemporaryDirectory() as runs:
         folder = Path(runs) / "run"
-        return trials.run(asked, command(asked, runs), partial(observe, asked, folder), folder)
+        trials.run(asked, command(asked, runs), partial(observe, asked, folder), folder)
 
 
 def command(asked: Asked, runs: str) -> list[str]:

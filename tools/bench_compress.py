@@ -7,7 +7,6 @@ after in turn, in the same runtime, on the same batch and threads, so the ratios
 command goes on. Accuracy: paired bootstrap over texts and seeds.
 """
 
-import argparse
 import json
 import shutil
 import statistics
@@ -19,7 +18,7 @@ import numpy as np
 
 from course_lib import finetune, metrics
 from course_lib.record import Run
-from tools.trials import Trials
+from tools.trials import Trials, record_parser
 
 RECIPES = ("int8", "int8:scheme=static", "int4", "heads:ratio=0.4+neurons:ratio=0.4+int8", "distill:layers=1+int8")
 SHARE = {"bytes": "smaller", "p50_ms": "faster"}
@@ -27,15 +26,16 @@ SHARE = {"bytes": "smaller", "p50_ms": "faster"}
 
 def main() -> None:
     """Measure what is missing, then write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = record_parser(__doc__)
     parser.add_argument("--models", type=Path, nargs="+", required=True, help="finished fine-tuning runs, one a seed")
     parser.add_argument("--recipes", nargs="+", default=RECIPES)
     parser.add_argument("--rows", type=int, default=1)
     parser.add_argument("--length", type=int, default=32)
-    parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     shape = {"rows": options.rows, "length": options.length}
-    trials = Trials(options.out, "bench-compress", models=[path.name for path in options.models], **shape)
+    trials = Trials(
+        options.out, "bench-compress", options.single, models=[path.name for path in options.models], **shape
+    )
     for recipe in options.recipes:
         for model in options.models:
             measure(trials, model, {"recipe": recipe, "model": model.name, **shape})

@@ -6,14 +6,13 @@ A process has one thread and a core to itself, and sends gradients through gloo;
 speed is the training's, without start and preparation. Stopped, the same command goes on. Needs two idle cores.
 """
 
-import argparse
 import json
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from tools.trials import Trials
+from tools.trials import Trials, record_parser
 
 SIZE, TOKENS, REPEATS = "nano", 400_000, 3
 STEPS = (1024, 16_384)  # tokens per step
@@ -21,10 +20,9 @@ STEPS = (1024, 16_384)  # tokens per step
 
 def main() -> None:
     """Measure what is missing, then write and print the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = record_parser(__doc__)
     options = parser.parse_args()
-    trials = Trials(options.out, "bench", size=SIZE, run_tokens=TOKENS)
+    trials = Trials(options.out, "bench", options.single, size=SIZE, run_tokens=TOKENS)
     for repeat in range(REPEATS):
         for step in STEPS:
             for processes in (1, 2):

@@ -5,36 +5,33 @@
 A run is one search with one seed. Stopped, the same command goes on.
 """
 
-import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 from course_lib.data import labelled
 from course_lib.robust import search
 from course_lib.robust.search import Problem
-from tools.trials import Trials
+from tools.trials import Trials, record_parser
 
 TASK, LABELS, BUDGET, SEEDS = "wiki_topics", 1000, 360, 10
 
 
 def main() -> None:
     """Run what is missing, or one search."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--single", action="store_true", help="end after one run: to fill a pause")
+    parser = record_parser(__doc__)
     parser.add_argument("--asked", type=json.loads, help="one search, in this process; prints a line of JSON")
     options = parser.parse_args()
     if options.asked:
         print(json.dumps(one(**options.asked)))
         return
-    trials = Trials(options.out, "benchmark", task=TASK, labels=LABELS, budget=BUDGET, epochs=search.EPOCHS)
+    trials = Trials(
+        options.out, "benchmark", options.single, task=TASK, labels=LABELS, budget=BUDGET, epochs=search.EPOCHS
+    )
     for seed in range(SEEDS):
         for method in search.METHODS:
             asked = {"method": method, "seed": seed}
             command = ["-m", "tools.bench_search", "--out", str(options.out), "--asked", json.dumps(asked)]
-            if trials.run(asked, command) and options.single:
-                return
+            trials.run(asked, command)
 
 
 def one(method: str, seed: int) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import argparse
 import json
 import statistics
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,30 +31,27 @@ from course_lib.data import corpora, prepare
 from course_lib.ladder import ASIDE, RUNGS, Setting
 from course_lib.objectives import Batch
 from tools.contestants import ours
-from tools.trials import ROOT, Trials, spread
+from tools.trials import Trials, record_parser, spread
 
 
 def main() -> None:
     """Run what is missing, then write and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path)
+    parser = record_parser(__doc__)
     parser.add_argument("--side", choices=RUNGS, default="decoder")
     parser.add_argument("--budget", type=float, default=120, help="seconds of training (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--single", action="store_true", help="end after one run: to fill a pause")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)  # a single run, as a process of its own
     options = parser.parse_args()
     if options.one:
         print(json.dumps(one(options.side, options.budget, **options.one)))
         return
     rungs = climb(options.side)
-    trials = Trials(options.out, "ladder", side=options.side, budget=options.budget)
+    trials = Trials(options.out, "ladder", options.single, side=options.side, budget=options.budget)
     for name, seed in order(options.side, options.seeds):
         asked = {"setting": rungs[name], "seed": seed}
         what = {"name": name, "budget": options.budget} | asked
-        script = [str(ROOT / "tools" / "ladder.py"), f"--side={options.side}", f"--budget={options.budget}"]
-        if trials.run(what, [*script, f"--one={json.dumps(asked)}"]) and options.single:
-            return
+        shared = [f"--out={options.out}", f"--side={options.side}", f"--budget={options.budget}"]
+        trials.run(what, ["-m", "tools.ladder", *shared, f"--one={json.dumps(asked)}"])
     left = len(rungs) * options.seeds - sum(run["budget"] == options.budget for run in trials.record["runs"])
     if left > 0:
         print(f"{left} runs are another process's; the same command writes the table when they have ended.")

@@ -8,7 +8,6 @@ beside the same network from random weights and TF-IDF, and fits bits = E + A·C
 The models stay in OUT/models and are not committed.
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from scipy.optimize import curve_fit
 from course_lib import finetune
 from course_lib.ladder import BUDGETS, CONTROLS
 from course_lib.record import Run
-from tools.trials import Trials
+from tools.trials import Trials, record_parser
 
 SIZES = ("nano", "tiny")
 TASK, TUNING_SEEDS = "rotten_tomatoes", 3
@@ -28,13 +27,12 @@ DAY = 86_400
 
 def main() -> None:
     """Run what is missing, fit, store, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = record_parser(__doc__)
     parser.add_argument("--sizes", nargs="*", default=SIZES)
     parser.add_argument("--budgets", nargs="*", default=list(BUDGETS))
     parser.add_argument("--seeds", type=int, default=3, help="at most so many (default: %(default)s)")
     options = parser.parse_args()
-    trials = Trials(options.out, "scaling", corpus="movie_reviews", task=TASK)
+    trials = Trials(options.out, "scaling", options.single, corpus="movie_reviews", task=TASK)
     for budget in options.budgets:
         for seed in range(min(options.seeds, BUDGETS[budget])):
             for size in options.sizes:

@@ -3,6 +3,7 @@
 The same command may run several times at once, one a core: each takes the runs that no other has taken.
 """
 
+import argparse
 import contextlib
 import fcntl
 import hashlib
@@ -22,7 +23,7 @@ from course_lib.device import pick
 from course_lib.record import invocation, now, provenance
 
 ROOT = Path(__file__).resolve().parent.parent
-SINGLE = "--single"  # of the tools: end after one run, to fill a pause; the same command without it does the rest
+SINGLE = "--single"  # of the tools: end after one run; the same command without it does the rest
 LEAST_CPU_SHARE = 0.9  # a run that got less of its threads' time does not count
 Read = Callable[[str], dict[str, Any]]
 
@@ -32,11 +33,25 @@ def last_line(printed: str) -> dict[str, Any]:
     return json.loads(printed.splitlines()[-1])
 
 
-class Trials:
-    """`run.json` in a folder; every run is a process of its own."""
+def runs_in(out: Path) -> int:
+    """How many runs a record holds so far."""
+    file = out / "run.json"
+    return len(json.loads(file.read_text(encoding="utf-8"))["runs"]) if file.exists() else 0
 
-    def __init__(self, out: Path, kind: str, **about: Any):
-        self.path = out / "run.json"
+
+def record_parser(about: str | None) -> argparse.ArgumentParser:
+    """The options that all records have: where, and whether to end after one run."""
+    found = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--out", type=Path, required=True)
+    found.add_argument(SINGLE, action="store_true", help="end after one run: to fill a pause")
+    return found
+
+
+class Trials:
+    """`run.json` in a folder; every run is a process of its own. `single`: the first one that ran ends the program."""
+
+    def __init__(self, out: Path, kind: str, single: bool = False, **about: Any):
+        self.path, self.single = out / "run.json", single
         self.about = {
             "id": out.name, "kind": kind, "command": [word for word in invocation() if word != SINGLE],
             "started": now(), **provenance(),
@@ -67,6 +82,8 @@ class Trials:
             found = self._undisturbed(what, list(arguments), read, folder)
             print(f"{what}: {found}", flush=True)
             self.store(runs=[what | found])
+        if self.single:
+            raise SystemExit(0)
         return True
 
     def store(self, runs: Iterable[dict[str, Any]] = (), **results: Any) -> None:

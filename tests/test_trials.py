@@ -6,7 +6,7 @@ import json
 import pytest
 
 from tools import fill, ladder
-from tools.trials import SINGLE, Trials, runs_in
+from tools.trials import SINGLE, Trials
 
 WRITES = "import pathlib, sys; pathlib.Path(sys.argv[1]).mkdir(); print('{}')"  # fails where the folder exists
 
@@ -31,7 +31,7 @@ def test_a_single_one_ends_the_program_after_its_first_new_run(tmp_path):
             for asked in range(seed + 1):  # what is done does not end it
                 trials.run({"seed": asked}, command)
         assert ended.value.code == 0
-        assert runs_in(tmp_path / "record") == seed + 1
+        assert len(trials.record["runs"]) == seed + 1
     assert not trials.run({"seed": 1}, command)
 
 

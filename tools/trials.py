@@ -33,12 +33,6 @@ def last_line(printed: str) -> dict[str, Any]:
     return json.loads(printed.splitlines()[-1])
 
 
-def runs_in(out: Path) -> int:
-    """How many runs a record holds so far."""
-    file = out / "run.json"
-    return len(json.loads(file.read_text(encoding="utf-8"))["runs"]) if file.exists() else 0
-
-
 def record_parser(about: str | None) -> argparse.ArgumentParser:
     """The options that all records have: where, and whether to end after one run."""
     found = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -192,6 +192,16 @@ def test_the_committed_english_encoder_scores_what_its_record_says(cpu):
     assert record["result"]["cpu_share"] >= 0.9
 
 
+def test_the_committed_encoder_that_transfers_scores_what_its_record_says(cpu):
+    """Two hours of one thread, from co-occurrence embeddings."""
+    folder = ROOT / "runs" / "encoder-2h-cooccurrence"
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    assert record["committed"]["weights"] == "float16"
+    for corpus, scores in record["committed"]["scores"].items():
+        assert judge.on_corpus(folder, corpus, "utf-8", cpu) == pytest.approx(scores, abs=1e-3)
+    assert record["result"]["cpu_share"] >= 0.9
+
+
 def test_the_committed_model_of_names_scores_what_its_record_says(cpu):
     """On the whole test side, with the float16 weights as they are stored."""
     folder = ROOT / "runs" / "encoder-zh-1h-ner"

@@ -43,6 +43,7 @@ def halve(folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         model.save_pretrained(scratch)
         for name in ("model.safetensors", "config.json"):
+            (Path(scratch) / name).chmod(0o644)  # weights come readable by their owner only
             (Path(scratch) / name).replace(folder / name)
 
 

@@ -172,9 +172,7 @@ def _one(
     run = Run.begin(tuning, parent.folder, done.name, done.name)
     timer = Timer(run.info.get("timings", {}))
     try:
-        tokenizer = load_tokenizer(folder)
-        if tuning.pooling == "mask":
-            begin_with_mask(tokenizer)
+        tokenizer = load_tokenizer(folder, tuning.pooling)
         state = build(tuning, folder, task, tokenizer, where)
         ask = Asking(state, tokenizer, task, tuning)
         saved = checkpoint.load(run.folder / "checkpoints", log)
@@ -259,11 +257,16 @@ def _predictions(run: Run) -> dict[str, Any]:
     return json.loads((run.folder / PREDICTIONS).read_text(encoding="utf-8"))
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """A model's tokenizer; one that never learnt to pad does so with its end of text, which is masked anyway."""
+def load_tokenizer(folder: Path, pooling: str = "mean") -> Any:
+    """A model's tokenizer, whose texts begin with a mask if the class is to be read there.
+
+    One that never learnt to pad does so with its end of text, which is masked anyway.
+    """
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if pooling == "mask":
+        begin_with_mask(tokenizer)
     return tokenizer
 
 

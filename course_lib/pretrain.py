@@ -158,8 +158,10 @@ def resolve(config: Config, where: device.Device) -> Config:
     seconds = parse_duration(config.budget)
     size = plan.choose_size(where, seconds) if config.size == "auto" else config.size
     shape = models.size(size)
-    # Measured for small models with an untied head only; the factorization would take minutes for large ones.
-    suits = architecture not in models.BASELINES and shape.hidden <= MAX_FACTORISED
+    # Measured for small models with an untied head and byte-level tokens only; the factorization would take minutes for
+    # large ones, and a vocabulary of characters may have fewer tokens than a vector has dimensions.
+    small = shape.hidden <= MAX_FACTORISED and config.tokenizer == "byte-bpe"
+    suits = architecture not in models.BASELINES and small
     return replace(
         config,
         size=size,

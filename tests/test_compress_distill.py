@@ -86,8 +86,9 @@ def test_summed_losses_do_not_depend_on_the_batch(architecture, tmp_path):
         found = objective(student, whole)
         alone = [objective(student, part) for part in parts]
     for term, value in found.items():
-        assert float(value) > 0
-        assert float(value) == pytest.approx(sum(float(a[term]) for a in alone), rel=1e-6), term
+        assert float(value) > 1e-3
+        rounding = 1e-6 if term == "attention" else 0  # stock attention rounds its weights to float32, kernel by kernel
+        assert float(value) == pytest.approx(sum(float(a[term]) for a in alone), rel=1e-6, abs=rounding), term
         assert objective.counts(whole)[term] == sum(objective.counts(part)[term] for part in parts)
     with torch.no_grad():
         same = losses.Distillation(Classification(), copy.deepcopy(student), hidden=1.0, attention=1.0)(student, whole)

@@ -137,9 +137,11 @@ def test_integer_products_are_exact_and_equal_torchs_quantized_linear():
     packed = torch.ops.quantized.linear_prepack(
         torch.quantize_per_channel(w, wg.scale.flatten(), wg.zero.flatten().long(), 0, torch.qint8), None
     )
-    theirs = torch.ops.quantized.linear_dynamic(x, packed, False)  # unsigned inputs, on a grid of its own
-    assert error(ours, theirs) < 0.02
-    assert error(theirs, x @ w.T) < 0.02
+    theirs = torch.ops.quantized.linear_dynamic(
+        x, packed, True
+    )  # 7 bits: without VNNI, sums of two 8-bit products saturate
+    assert error(ours, theirs) < 0.03
+    assert error(theirs, x @ w.T) < 0.03
 
 
 def test_four_bit_pairs_come_back():

@@ -81,7 +81,7 @@ def test_two_processes_that_share_out_the_weights_equal_one(corpus_file, tmp_pat
     assert done.returncode == 0, done.stderr[-2000:]
     subprocess.run(command(corpus_file, tmp_path / "one", *FLAGS, *chosen), check=True, capture_output=True)
     two, one = only_run(tmp_path / "two"), only_run(tmp_path / "one")
-    assert difference(two, one) < 1e-4
+    assert difference(two, one) < 2e-4
     assert_same_steps(two, one, count=20)
 
 
@@ -107,7 +107,7 @@ def test_a_sharded_run_that_is_killed_goes_on_and_even_in_one_process(corpus_fil
     outputs.append(subprocess.run(one, check=True, capture_output=True, text=True).stdout)
     assert ["Continuing" in output for output in outputs] == [True, False, True]
     assert difference(only_run(killed), only_run(unbroken)) == 0
-    assert difference(only_run(killed), only_run(alone)) < 1e-4
+    assert difference(only_run(killed), only_run(alone)) < 2e-4
 
 
 def test_one_process_has_nobody_to_share_with(corpus_file, tmp_path):

@@ -139,7 +139,7 @@ def test_integer_products_are_exact_and_equal_torchs_quantized_linear():
     )
     theirs = torch.ops.quantized.linear_dynamic(
         x, packed, True
-    )  # 7 bits: without VNNI, sums of two 8-bit products saturate
+    )  # 7 bits: else AVX2 saturates
     assert error(ours, theirs) < 0.03
     assert error(theirs, x @ w.T) < 0.03
 

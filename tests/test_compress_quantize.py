@@ -137,9 +137,7 @@ def test_integer_products_are_exact_and_equal_torchs_quantized_linear():
     packed = torch.ops.quantized.linear_prepack(
         torch.quantize_per_channel(w, wg.scale.flatten(), wg.zero.flatten().long(), 0, torch.qint8), None
     )
-    theirs = torch.ops.quantized.linear_dynamic(
-        x, packed, True
-    )  # 7 bits: else AVX2 saturates
+    theirs = torch.ops.quantized.linear_dynamic(x, packed, True)  # 7 bits: else AVX2 saturates
     assert error(ours, theirs) < 0.03
     assert error(theirs, x @ w.T) < 0.03
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from tools import fill, ladder
+from tools import fill
 from tools.trials import SINGLE, Trials
 
 WRITES = "import pathlib, sys; pathlib.Path(sys.argv[1]).mkdir(); print('{}')"  # fails where the folder exists
@@ -64,12 +64,3 @@ def test_a_run_that_is_disturbed_twice_does_not_count_and_can_be_run_again(trial
 def test_the_command_of_a_record_is_the_one_that_does_all_of_it(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.orig_argv", ["/somewhere/python", "-m", "tools.x", "--out", "runs/x", "--single"])
     assert Trials(tmp_path, "test").about["command"] == ["python", "-m", "tools.x", "--out", "runs/x"]
-
-
-@pytest.mark.parametrize("side", list(ladder.RUNGS))
-def test_a_ladder_is_climbed_before_what_is_tried_beside_it(side):
-    """Every change once a seed, rungs in turn within a seed, so that those of a seed are measured close together."""
-    asked = ladder.order(side, 2)
-    rungs, aside = ([name for name, _ in part[side]] for part in (ladder.RUNGS, ladder.ASIDE))
-    assert asked == [(name, seed) for part in (rungs, aside) for seed in (0, 1) for name in part]
-    assert {name for name, _ in asked} == set(ladder.climb(side))

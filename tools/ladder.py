@@ -4,8 +4,9 @@
     python -m tools.ladder --out runs/ladder-encoder --side encoder --budget 120 --seeds 3
 
 Every run trains for the same wall-clock time and is scored on the same held-out bytes. The rungs take turns within a
-seed, and after them what is tried on the top one. Stopped, the same command goes on, and a second one on another core
-takes its share. The table gives each change's gain with its interval over the seeds.
+seed; measure a whole seed on one machine, since at equal time a slower one makes every change look bad. Stopped, the
+same command goes on, and a second one on another core takes its share. The table gives each change's gain with its
+interval over the seeds.
 """
 
 import argparse
@@ -47,11 +48,12 @@ def main() -> None:
         return
     rungs = climb(options.side)
     trials = Trials(options.out, "ladder", options.single, side=options.side, budget=options.budget)
-    for name, seed in order(options.side, options.seeds):
-        asked = {"setting": rungs[name], "seed": seed}
-        what = {"name": name, "budget": options.budget} | asked
-        shared = [f"--out={options.out}", f"--side={options.side}", f"--budget={options.budget}"]
-        trials.run(what, ["-m", "tools.ladder", *shared, f"--one={json.dumps(asked)}"])
+    shared = [f"--out={options.out}", f"--side={options.side}", f"--budget={options.budget}"]
+    for seed in range(options.seeds):
+        for name, setting in rungs.items():
+            asked = {"setting": setting, "seed": seed}
+            what = {"name": name, "budget": options.budget} | asked
+            trials.run(what, ["-m", "tools.ladder", *shared, f"--one={json.dumps(asked)}"])
     left = len(rungs) * options.seeds - sum(run["budget"] == options.budget for run in trials.record["runs"])
     if left > 0:
         print(f"{left} runs are another process's; the same command writes the table when they have ended.")
@@ -68,12 +70,6 @@ def climb(side: str) -> dict[str, Setting]:
     for name, change in RUNGS[side]:
         found[name] = setting = setting | change
     return found | {name: setting | change for name, change in ASIDE[side]}
-
-
-def order(side: str, seeds: int) -> list[tuple[str, int]]:
-    """The rungs of every seed, then what is beside them of every seed."""
-    parts = (RUNGS[side], ASIDE[side])
-    return [(name, seed) for part in parts for seed in range(seeds) for name, _ in part]
 
 
 def summary(side: str, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:

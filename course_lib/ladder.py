@@ -7,7 +7,9 @@ START: Setting = {
     "optimizer": "adamw", "schedule": "cosine", "cooldown": 1.0, "embeddings": "random", "vocab_size": 8192,
     "context": 256, "step_tokens": 8192, "size": "nano",
 }  # fmt: skip
-DENSE: Setting = {"objective": "mlm-dense", "mask_start": 0.15, "mask_end": 0.15}
+# With 8,192 tokens an encoder reads a million of them before it does better than their frequencies: a ladder of two
+# minutes would rank its rungs by how fast they get there.
+DENSE: Setting = {"objective": "mlm-dense", "mask_start": 0.15, "mask_end": 0.15, "vocab_size": 2048}
 # (side → rungs); a rung is its name and what it changes, and keeps the changes below it.
 RUNGS: dict[str, list[tuple[str, Setting]]] = {
     "decoder": [
@@ -39,6 +41,9 @@ RUNGS: dict[str, list[tuple[str, Setting]]] = {
         ("embeddings from co-occurrence", {"embeddings": "cooccurrence"}),
     ],
 }
+# Two machines, or one on two days, differ in speed: what is tried beside the ladder stands beside a run of the same day.
+# Its own gain over the top rung should be nothing, and shows how much of any other gain is chance.
+AGAIN = "the top rung once more"
 # Tried on the top rung, one at a time.
 ASIDE: dict[str, list[tuple[str, Setting]]] = {
     "decoder": [
@@ -61,6 +66,23 @@ ASIDE: dict[str, list[tuple[str, Setting]]] = {
         ("weight decay", {"weight_decay": 0.1}),
     ],
 }
+
+
+def compared(side: str) -> dict[str, str]:
+    """Every name of a side but the first, and the name that it is measured against."""
+    steps = [name for name, _ in RUNGS[side]]
+    rungs = dict(zip(steps[1:], steps, strict=False))
+    return rungs | {AGAIN: steps[-1]} | {name: AGAIN for name, _ in ASIDE[side]}
+
+
+def settings(side: str) -> dict[str, Setting]:
+    """Every name and its whole setting: the rungs, each with the changes below it, then what is tried on the top."""
+    found: dict[str, Setting] = {}
+    setting: Setting = {}
+    for name, change in RUNGS[side]:
+        found[name] = setting = setting | change
+    return found | {name: setting | change for name, change in [(AGAIN, {}), *ASIDE[side]]}
+
 
 BUDGETS = {"30s": 3, "1m": 3, "2m": 3, "5m": 3, "15m": 3, "60m": 1}  # budget → seeds
 # What of the gain is the embeddings' closed form, and what is training: one step alone, and training without it.

@@ -13,10 +13,10 @@ import sys
 from tools.trials import ROOT
 
 ZH = "--model=runs/encoder-zh-1h"
-# What a record is made by, besides --out. Not ladder-decoder: what is tried beside it wants the top rung once more on
-# the same machine, which `course_lib.ladder.ASIDE` does not ask for yet.
+# What a record is made by, besides --out.
 RECORDS: dict[str, list[str]] = {
     "ladder-encoder": ["tools.ladder", "--side=encoder"],
+    "ladder-decoder": ["tools.ladder", "--side=decoder"],
     "scaling": ["tools.scaling"],
     "ablate-encoder": ["tools.ablate_encoder"],
     "ablate-ner": ["tools.ablate_ner", ZH],

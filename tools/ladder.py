@@ -29,7 +29,7 @@ from transformers import (
 
 from course_lib import models, objectives, progress, recipes
 from course_lib.data import corpora, prepare
-from course_lib.ladder import ASIDE, RUNGS, Setting
+from course_lib.ladder import RUNGS, Setting, compared, settings
 from course_lib.objectives import Batch
 from tools.contestants import ours
 from tools.trials import Trials, record_parser, spread
@@ -46,7 +46,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(one(options.side, options.budget, **options.one)))
         return
-    rungs = climb(options.side)
+    rungs = settings(options.side)
     trials = Trials(options.out, "ladder", options.single, side=options.side, budget=options.budget)
     shared = [f"--out={options.out}", f"--side={options.side}", f"--budget={options.budget}"]
     for seed in range(options.seeds):
@@ -63,22 +63,11 @@ def main() -> None:
         print("{name:<46}{mean:>8.3f}{gain:>8.3f}  [{low:.3f}, {high:.3f}]".format(**row))
 
 
-def climb(side: str) -> dict[str, Setting]:
-    """Every rung's name and whole setting, then the top one with each change of `ASIDE`."""
-    found: dict[str, Setting] = {}
-    setting: Setting = {}
-    for name, change in RUNGS[side]:
-        found[name] = setting = setting | change
-    return found | {name: setting | change for name, change in ASIDE[side]}
-
-
 def summary(side: str, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Scores of each rung, and the gain over the one below it: mean and 95 % t-interval of the paired differences."""
+    """Scores of each, and its gain over what it is measured against: mean and 95 % t-interval of the differences."""
     scores = lambda name: [run["score"] for run in sorted(runs, key=lambda run: run["seed"]) if run["name"] == name]
-    steps = [name for name, _ in RUNGS[side]]
-    below = dict(zip(steps[1:], steps, strict=False)) | {name: steps[-1] for name, _ in ASIDE[side]}
-    rows = []
-    for name in climb(side):
+    below, rows = compared(side), []
+    for name in settings(side):
         gains = [old - new for old, new in zip(scores(below.get(name, name)), scores(name), strict=True)]
         mean = statistics.mean(gains)
         half = stats.t.ppf(0.975, len(gains) - 1) * statistics.stdev(gains) / len(gains) ** 0.5

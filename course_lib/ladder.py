@@ -41,7 +41,7 @@ RUNGS: dict[str, list[tuple[str, Setting]]] = {
         ("embeddings from co-occurrence", {"embeddings": "cooccurrence"}),
     ],
 }
-# Two machines, or one on two days, differ in speed: what is tried beside the ladder stands beside a run of the same day.
+# Machines differ in speed, so what is tried beside the ladder stands beside the top rung as run on the same one.
 # Its own gain over the top rung should be nothing, and shows how much of any other gain is chance.
 AGAIN = "the top rung once more"
 # Tried on the top rung, one at a time.

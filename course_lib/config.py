@@ -75,9 +75,6 @@ class Tuning:
     seed: int = _option(0, "of the new weights and of the order of the texts")
     seeds: int = _option(1, "repeat with so many seeds; a claim needs five")
     step_rows: int = _option(32, "texts per optimizer step")
-    pooling: str = _option(
-        "mean", "where our encoders read a text's class: mean (of all positions), or mask (at one put before the text)"
-    )
     max_length: int = _option(0, "tokens of a text that are read, head and tail; 0: the model's context")
     lr: float = _option(0.001, "peak learning rate")
     layer_decay: float = _option(1.0, "each layer below learns at this multiple of the rate above it")

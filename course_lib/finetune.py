@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from course_lib import (
     baselines,
@@ -38,7 +38,6 @@ from course_lib.record import Run, Timer, now
 from course_lib.recorder import Log, drive
 from course_lib.robust import augment, regularize
 from course_lib.storage import new_folder
-from course_lib.tokenizer import begin_with_mask
 from course_lib.training import Training
 
 PREDICTIONS = "predictions.json"
@@ -62,7 +61,7 @@ def finetune(
     started = time.monotonic() if started is None else started
     progress.hush_transformers()
     folder, head = pretrained.locate(tuning.model), registry.get(tuning.head)
-    _parse(tuning, AutoConfig.from_pretrained(folder))  # an error before anything is made
+    _parse(tuning)  # an error before anything is made
     task = head.task(tuning)
     for note in task.notes:
         log(note)
@@ -85,18 +84,10 @@ def finetune(
     return run
 
 
-def _parse(tuning: Tuning, config: Any) -> None:
-    """Raise CourseError for settings that nothing understands, or that the model has no use for."""
+def _parse(tuning: Tuning) -> None:
+    """Raise CourseError for settings that nothing understands."""
     if tuning.keep not in ("best", "last", "average"):
         raise CourseError(f"--keep is best, last or average, not '{tuning.keep}'.")
-    if tuning.pooling not in ("mean", "mask"):
-        raise CourseError(f"--pooling is mean or mask, not '{tuning.pooling}'.")
-    whole = issubclass(registry.get(tuning.head).auto, AutoModelForSequenceClassification)
-    if tuning.pooling == "mask" and not (whole and hasattr(config, "classifier_pooling")):
-        raise CourseError(
-            f"--pooling mask puts a mask before a text and reads the class of the whole text there; that needs a "
-            f"ModernBERT encoder and a head for whole texts, not {config.model_type} with '{tuning.head}'."
-        )
     if tuning.method:
         methods.parse(tuning.method)
     if tuning.augment:
@@ -109,7 +100,7 @@ def new_model(folder: Path, classes: list[str], tuning: Tuning) -> Any:
     head = registry.get(tuning.head)
     config = AutoConfig.from_pretrained(folder, **head.outputs(classes))
     if hasattr(config, "classifier_pooling"):
-        config.classifier_pooling = {"mean": "mean", "mask": "cls"}[tuning.pooling]
+        config.classifier_pooling = "mean"  # our encoders have learnt nothing at a first token
     try:
         if not tuning.scratch:  # a discriminator's output layer gives way to a new one
             return head.auto.from_pretrained(folder, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
@@ -172,7 +163,7 @@ def _one(
     run = Run.begin(tuning, parent.folder, done.name, done.name)
     timer = Timer(run.info.get("timings", {}))
     try:
-        tokenizer = load_tokenizer(folder, tuning.pooling)
+        tokenizer = load_tokenizer(folder)
         state = build(tuning, folder, task, tokenizer, where)
         ask = Asking(state, tokenizer, task, tuning)
         saved = checkpoint.load(run.folder / "checkpoints", log)
@@ -257,16 +248,11 @@ def _predictions(run: Run) -> dict[str, Any]:
     return json.loads((run.folder / PREDICTIONS).read_text(encoding="utf-8"))
 
 
-def load_tokenizer(folder: Path, pooling: str = "mean") -> Any:
-    """A model's tokenizer, whose texts begin with a mask if the class is to be read there.
-
-    One that never learnt to pad does so with its end of text, which is masked anyway.
-    """
+def load_tokenizer(folder: Path) -> Any:
+    """A model's tokenizer. One that never learnt to pad does so with its end of text, which is masked anyway."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if pooling == "mask":
-        begin_with_mask(tokenizer)
     return tokenizer
 
 

@@ -75,7 +75,12 @@ def train(kind: str, texts: Texts, vocab_size: int, context: int, exact: bool = 
     if exact and size < vocab_size:
         raise CourseError(f"The text supports a {kind} vocabulary of at most {size} tokens; {vocab_size} are too many.")
     trim = [processors.ByteLevel(trim_offsets=True)] if kind == "byte-bpe" else []  # offsets without leading spaces
-    tokenizer.post_processor = processors.Sequence([*trim, _frame(tokenizer, BOS)])
+    template = processors.TemplateProcessing(
+        single=f"{BOS} $A",
+        pair=f"{BOS} $A {SEP} $B:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (BOS, SEP)],
+    )
+    tokenizer.post_processor = processors.Sequence([*trim, template])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=BOS,
@@ -89,26 +94,6 @@ def train(kind: str, texts: Texts, vocab_size: int, context: int, exact: bool = 
         model_max_length=context,
         clean_up_tokenization_spaces=False,
     )
-
-
-def _frame(tokenizer: Tokenizer, first: str) -> processors.PostProcessor:
-    """What stands before a text, and between two."""
-    return processors.TemplateProcessing(
-        single=f"{first} $A",
-        pair=f"{first} $A {SEP} $B:1",
-        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (first, SEP)],
-    )
-
-
-def begin_with_mask(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Rows begin with a mask instead of BOS, in place: there a masked model says what the text is about.
-
-    They pad right, so that the mask stays in position 0, where stock encoders read the class.
-    """
-    backend = tokenizer.backend_tokenizer
-    trims = isinstance(backend.post_processor[0], processors.ByteLevel)  # see `train`
-    backend.post_processor[int(trims)] = _frame(backend, MASK)
-    tokenizer.cls_token, tokenizer.padding_side = MASK, "right"
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from course_lib import cli, finetune, judge, models, optim, recipes, recorder
 from course_lib import tokenizer as tokenizers
@@ -56,7 +56,7 @@ def test_every_architecture_learns_the_task_and_reloads(table, folder, tmp_path)
     run = finetune.finetune(tuning(table, folder), runs=tmp_path / "runs", log=quiet)
     assert run.info["result"]["accuracy"] > 0.95
     assert run.folder.name == f"{folder.name}-mood"
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
     model = AutoModelForSequenceClassification.from_pretrained(run.folder / "model")
     assert model.config.id2label == {0: "bad", 1: "good"}
@@ -84,37 +84,6 @@ def test_scratch_keeps_the_network_and_forgets_the_weights(tmp_path):
     assert not torch.equal(new.model.layers[0].attn.Wqkv.weight, source)
     assert models.count_parameters(kept) == models.count_parameters(new)
     assert kept.config.classifier_pooling == "mean"
-
-
-def test_the_class_can_be_read_at_a_mask_and_a_stock_pipeline_does_the_same(table, tmp_path):
-    folder = pretrained(tmp_path / "m", "modernbert")
-    asked = replace(tuning(table, folder), pooling="mask")
-    run = finetune.finetune(asked, runs=tmp_path / "runs", log=quiet)
-    texts = labelled.load(str(table)).test.texts
-    tokenizer = AutoTokenizer.from_pretrained(run.folder / "model")
-    assert {row[0] for row in tokenizer(texts)["input_ids"]} == {tokenizer.mask_token_id}
-    classify = pipeline("text-classification", str(run.folder / "model"), top_k=None, device="cpu")
-    stored = json.loads((run.folder / "seed-0" / finetune.PREDICTIONS).read_text())
-    for scores, row in zip(classify(texts, batch_size=7), stored["probabilities"], strict=True):  # batches are padded
-        assert {s["label"]: s["score"] for s in scores} == pytest.approx(
-            dict(zip(stored["classes"], row, strict=True)), abs=1e-5
-        )
-
-
-@pytest.mark.parametrize(
-    ("architecture", "change", "said"),
-    [
-        ("qwen3", {"pooling": "mask"}, "needs a ModernBERT encoder.* not qwen3"),
-        ("bert", {"pooling": "mask"}, "needs a ModernBERT encoder.* not bert"),
-        ("modernbert", {"pooling": "mask", "head": "ner"}, "with 'ner'"),
-        ("modernbert", {"pooling": "last"}, "mean or mask, not 'last'"),
-    ],
-)
-def test_a_pooling_that_the_model_has_no_use_for_is_refused(architecture, change, said, table, tmp_path):
-    asked = replace(tuning(table, pretrained(tmp_path / "m", architecture)), **change)
-    with pytest.raises(CourseError, match=said):
-        finetune.finetune(asked, runs=tmp_path / "runs", log=quiet)
-    assert not (tmp_path / "runs").exists()
 
 
 def test_a_discriminator_of_replaced_tokens_learns_a_task(tmp_path):

@@ -4,7 +4,6 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
 
 from course_lib import tokenizer
 from course_lib.errors import CourseError
@@ -96,18 +95,3 @@ def test_the_report_counts_by_hand():
     assert found.unknown == pytest.approx(2 / 5)  # the space was never seen, either
     with pytest.raises(CourseError, match="no text"):
         tokenizer.report(MADE["characters"], [])
-
-
-@pytest.mark.parametrize("kind", list(MADE))
-def test_rows_can_begin_with_a_mask(kind, tmp_path):
-    made = AutoTokenizer.from_pretrained(MADE[kind].save_pretrained(tmp_path / "before") and tmp_path / "before")
-    before = made("It is", "It", return_offsets_mapping=True)
-    tokenizer.begin_with_mask(made)
-    tokenizer.begin_with_mask(made)  # twice is once
-    made.save_pretrained(tmp_path / "after")
-    for one in (made, AutoTokenizer.from_pretrained(tmp_path / "after")):
-        after = one("It is", "It", return_offsets_mapping=True)
-        assert after["input_ids"] == [one.mask_token_id, *before["input_ids"][1:]]
-        assert after["offset_mapping"] == before["offset_mapping"]
-        padded = one(["It is", "It"], padding=True)["input_ids"]
-        assert {row[0] for row in padded} == {one.mask_token_id}

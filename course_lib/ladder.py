@@ -62,6 +62,7 @@ ASIDE: dict[str, list[tuple[str, Setting]]] = {
         ("smaller: pico", {"size": "pico"}),
         ("larger: tiny", {"size": "tiny"}),
         ("masks stay at 30 %", {"mask_end": 0.3}),
+        ("masks fall from 60 to 15 %", {"mask_start": 0.6}),
         ("mean of the last tenth's weights", {"tail_average": 0.1}),
         ("weight decay", {"weight_decay": 0.1}),
     ],

@@ -10,7 +10,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u200b\ufeff]")
 
 def clean(text: str) -> str:
     """HTML line breaks to newlines, NFC, no control characters (tab and newline stay), no outer white space."""
-    text = _BREAKS.sub("\n", text.replace("\r\n", "\n").replace("\r", "\n"))
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = _BREAKS.sub("\n", text) if "<" in text else text  # most texts have none, and looking for it takes time
     return unicodedata.normalize("NFC", _CONTROL.sub("", text)).strip()
 
 

@@ -29,6 +29,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "masked, tied": TIED | COUNTED,
     "masked": {"objective": "mlm"} | COUNTED,
     "masked, decay": {"objective": "mlm", "weight_decay": 0.1} | COUNTED,
+    "masked, smaller": {"objective": "mlm", "size": "pico"} | COUNTED,
     "replaced tokens": {"objective": "rtd"} | COUNTED,
     "hybrid": {"objective": "hybrid"} | COUNTED,
     "causal": {"objective": "clm"} | COUNTED,
@@ -65,7 +66,7 @@ def one(budget: str, arm: str, seed: int) -> dict[str, Any]:
     quiet = lambda message: None
     with tempfile.TemporaryDirectory() as scratch:
         runs = Path(scratch)
-        run = pretrain(Config(**SETTINGS, **ARMS[arm], budget=budget, seed=seed), runs=runs, run_id="model", log=quiet)
+        run = pretrain(Config(**(SETTINGS | ARMS[arm]), budget=budget, seed=seed), runs=runs, run_id="model", log=quiet)
         result = run.info["result"]
         tuned = finetune.finetune(Tuning(model=str(run.folder), seed=seed), runs=runs, run_id="tuned", log=quiet)
         kept = {name: result[name] for name in ("tokens", "seconds", "cpu_share")}

@@ -1,7 +1,9 @@
 """What decides the result of a run. The command line's options are these fields."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from course_lib.errors import CourseError
 
 
 def _option(default: Any, about: str) -> Any:
@@ -123,3 +125,17 @@ class Compression:
     threads: int = _option(1, "that the runtime uses")
     level: str = _option("all", "graph optimisation of onnxruntime: none, basic, extended or all")
     log: str = _option("", "also log to tensorboard, wandb (offline), or both with a comma")
+
+
+Settings = TypeVar("Settings", Config, Tuning, Compression)
+
+
+def restore(kind: type[Settings], stored: dict[str, Any]) -> Settings:
+    """What a run has stored; CourseError if it has options that this version does not know."""
+    unknown = stored.keys() - {option.name for option in fields(kind)}
+    if unknown:
+        raise CourseError(
+            f"The run was made by another version, with {', '.join(sorted(unknown))}, which this one does not have. "
+            f"Repeat the run, or go back to that version."
+        )
+    return kind(**stored)

@@ -26,7 +26,7 @@ from course_lib import (
     training,
 )
 from course_lib.budget import Budget, Clock, FirstOf, ReplayClock, WallClock, parse_duration
-from course_lib.config import Tuning
+from course_lib.config import Tuning, restore
 from course_lib.data import labelled, pretrained
 from course_lib.errors import CourseError
 from course_lib.examples import Rows
@@ -130,7 +130,7 @@ def compare(a: Run, b: Run | None) -> metrics.Difference:
         if run is not None and "task" not in run.info:
             raise CourseError(f"{run.folder} is no fine-tuning run; make one with `finetune --model {run.folder}`.")
     if b is None:
-        tuning = Tuning(**_tuned(a))
+        tuning = restore(Tuning, _tuned(a))
         if tuning.head != "sequence":
             raise CourseError(f"TF-IDF sorts texts into classes; {a.folder} learnt '{tuning.head}'.")
         task = registry.get(tuning.head).task(tuning)

@@ -21,7 +21,7 @@ from course_lib import (
     training,
 )
 from course_lib.budget import Budget, Clock, ReplayClock, WallClock, WorkClock, format_duration, parse_duration
-from course_lib.config import Config
+from course_lib.config import Config, restore
 from course_lib.data import corpora, pack, prepare
 from course_lib.errors import CourseError, unknown
 from course_lib.record import Run, Timer, now
@@ -110,7 +110,7 @@ def _set_up(
     shard: bool,
 ) -> tuple[prepare.Prepared, Training]:
     """Data, and a training at its beginning or at its last checkpoint."""
-    settings = Config(**run.info["settings"])
+    settings = restore(Config, run.info["settings"])
     with timer("prepare"):
         if distributed.rank() == 0:
             _prepare(run, settings, corpus, log)
@@ -138,7 +138,7 @@ def resolve(config: Config, where: device.Device) -> Config:
     """The config with every default filled in; refuses names that do not exist before anything is made or fetched."""
     if config.replay:
         recorded = Run.open(Path(config.replay)).info["settings"]
-        return Config(**{**recorded, "replay": config.replay, "device": config.device})
+        return restore(Config, recorded | {"replay": config.replay, "device": config.device})
     optim.check(config.optimizer)
     schedule.build(config.schedule, config.warmup, config.cooldown)
     loggers.check(config.log)
@@ -239,7 +239,7 @@ def _clock(run: Run, settings: Config) -> Clock:
 
 def _train(run: Run, state: Training, data: prepare.Prepared, timer: Timer, log: Log, save_every: float) -> None:
     """Compile if that pays, and run the loop."""
-    settings, plan_made = Config(**run.info["settings"]), run.info["plan"]
+    settings, plan_made = restore(Config, run.info["settings"]), run.info["plan"]
     if settings.compile == "on" or (
         settings.compile == "auto" and run.info["device"]["kind"] == "cuda" and plan_made["seconds"] >= COMPILE_FROM
     ):
@@ -251,7 +251,7 @@ def _train(run: Run, state: Training, data: prepare.Prepared, timer: Timer, log:
 
 def _finish(run: Run, state: Training, data: prepare.Prepared, where: device.Device) -> None:
     """Score the held-out text, save weights and tokenizer as stock files, and drop the checkpoints."""
-    settings = Config(**run.info["settings"])
+    settings = restore(Config, run.info["settings"])
     scores = training.score(state, settings, data)
     kept = recipes.to_keep(state.model)
     weights = distributed.collect(kept.state_dict(keep_vars=True))

@@ -124,6 +124,9 @@ def test_seeds_differ_are_stored_apart_and_only_the_best_keeps_its_weights(table
     assert (same.mean, same.verdict) == (0.0, "undecided")
     with pytest.raises(CourseError, match="not a finished fine-tuning run"):
         finetune.correct(Run(folder, {}))
+    run.update(config=run.info["config"] | {"pooling": "mask"})  # an option that is gone
+    with pytest.raises(CourseError, match="another version, with pooling"):
+        finetune.compare(run, None)
 
 
 def test_stopped_and_continued_ends_on_the_same_bits(table, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import torch
 from course_lib import checkpoint, device, finetune, schedule
 from course_lib.budget import parse_duration
 from course_lib.compress import files
-from course_lib.config import Tuning
+from course_lib.config import Tuning, restore
 from course_lib.data import corpora, labelled
 from course_lib.errors import CourseError
 from course_lib.examples import Examples, Rows
@@ -140,4 +140,4 @@ def tuned(folder: Path) -> tuple[Run, Tuning]:
     run = Run.open(folder)
     if run.info.get("kind") != "finetune" or run.info["status"] != "finished":
         raise CourseError(f"{folder} is no finished fine-tuning run. Make one with `finetune --model {folder}`.")
-    return run, Tuning(**run.info["config"])
+    return run, restore(Tuning, run.info["config"])

@@ -93,6 +93,7 @@ def visit(chromium, address):
             "response", lambda answer: troubles.append(f"{answer.status}: {answer.url}") if answer.status >= 400 else 0
         )
         page.goto(f"{address}/{name}.html", wait_until="networkidle")
+        page.evaluate("async () => { await window.MathJax?.startup?.promise; }")  # formulas are set after the last file
         page.troubles = troubles
         return page
 

@@ -41,6 +41,11 @@ class Device:
         """A JSON-able summary for run records."""
         return asdict(self)
 
+    @property
+    def matmul_side(self) -> int:
+        """Side of a square product that keeps the device busy and ends within a tenth of a second."""
+        return 8192 if self.kind == "cuda" else 512
+
     def peak_memory(self) -> int:
         """The most memory this process has used so far, bytes (device memory on a GPU, RSS else)."""
         if self.kind == "cuda":

@@ -45,8 +45,9 @@ def choose_size(device: Device, seconds: float) -> str:
     return fitting_size(matmul_flops(device) * 0.5 * seconds)
 
 
-def matmul_flops(device: Device, width: int = 512, repeats: int = 8) -> float:
-    """FLOP/s of a (width × width) product in the compute dtype, the best of `repeats`."""
+def matmul_flops(device: Device, repeats: int = 8) -> float:
+    """FLOP/s of a square product in the compute dtype, the best of `repeats`."""
+    width = device.matmul_side
     a = torch.randn(width, width, device=device.torch, dtype=getattr(torch, device.dtype))
     best = float("inf")
     for _ in range(repeats):

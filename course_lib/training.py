@@ -1,6 +1,7 @@
 """Everything that changes while a run trains, as one object that is saved and restored together."""
 
 import hashlib
+import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -193,6 +194,7 @@ def score(training: Training, settings: Config, data: prepare.Prepared) -> dict[
 def compile_body(model: Any, backend: str = "inductor") -> None:
     """Compile the part that costs the time; whatever cannot be compiled runs as it is (and is reported by torch)."""
     torch._dynamo.config.suppress_errors = True
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")  # what is left in float32 is meant to be
     for part in _parts(model):
         part.base_model.compile(backend=backend)
 

@@ -32,6 +32,11 @@ def test_cuda_cards_get_their_dtype_and_peak(monkeypatch, name, major, dtype, pe
     assert (found.kind, found.dtype, found.peak_flops) == ("cuda", dtype, peak)
 
 
+def test_a_gpus_speed_is_measured_with_a_product_that_fills_it(monkeypatch, cpu):
+    pretend_cuda(monkeypatch, "NVIDIA H200", 9)
+    assert device.pick().matmul_side >= 4096 > cpu.matmul_side
+
+
 def test_a_cpu_computes_in_float32(cpu):
     assert (cpu.kind, cpu.dtype) == ("cpu", "float32")
     assert cpu.memory > 1e9

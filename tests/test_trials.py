@@ -6,7 +6,7 @@ import json
 import pytest
 
 from tools import fill
-from tools.trials import SINGLE, Trials
+from tools.trials import ROOT, SINGLE, Trials
 
 WRITES = "import pathlib, sys; pathlib.Path(sys.argv[1]).mkdir(); print('{}')"  # fails where the folder exists
 
@@ -21,6 +21,13 @@ def test_a_run_is_done_once(trials, tmp_path):
     assert trials.run(*asked)
     assert not trials.run(*asked)
     assert json.loads(trials.path.read_text())["runs"] == [{"seed": 0, "score": 1}]
+
+
+def test_its_processes_find_the_library_and_what_the_caller_put_on_the_path(trials, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    show = "import json, os; print(json.dumps({'path': os.environ['PYTHONPATH'].split(os.pathsep)}))"
+    trials.run({"seed": 0}, ["-c", show])
+    assert trials.record["runs"][0]["path"] == [str(ROOT), "/elsewhere"]
 
 
 def test_a_single_one_ends_the_program_after_its_first_new_run(tmp_path):

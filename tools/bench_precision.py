@@ -30,7 +30,7 @@ def main() -> None:
     options = parser.parse_args()
     progress.hush_transformers()
     where = device.pick()
-    side, rows = (8192, 256) if where.kind == "cuda" else (512, 4)
+    side, rows = where.matmul_side, 256 if where.kind == "cuda" else 4
     result = {
         "matmul_side": side,
         "matmul_gflops": {name(d): round(2 * side**3 / matmul(where, d, side) / 1e9, 1) for d in DTYPES},

@@ -42,14 +42,17 @@ def record_parser(about: str | None) -> argparse.ArgumentParser:
 
 
 class Trials:
-    """`run.json` in a folder; every run is a process of its own. `single`: the first one that ran ends the program."""
+    """`run.json` in a folder; every run is a process of its own. `single`: the first one that ran ends the program.
 
-    def __init__(self, out: Path, kind: str, single: bool = False, **about: Any):
+    `device`: where the runs take place, see `course_lib.device.pick`.
+    """
+
+    def __init__(self, out: Path, kind: str, single: bool = False, device: str = "cpu", **about: Any):
         self.path, self.single = out / "run.json", single
         self.about = {
             "id": out.name, "kind": kind, "command": [word for word in invocation() if word != SINGLE],
             "started": now(), **provenance(),
-            "device": pick("cpu").describe(), "threads": torch.get_num_threads(), **about, "runs": [],
+            "device": pick(device).describe(), "threads": torch.get_num_threads(), **about, "runs": [],
         }  # fmt: skip
 
     @property
@@ -93,7 +96,8 @@ class Trials:
         self, what: dict[str, Any], arguments: list[str], read: Read, folder: Path | None
     ) -> dict[str, Any]:
         threads = str(self.record["threads"])
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": threads}
+        paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": threads}
         command = [sys.executable, *arguments]
         for _ in range(2):
             done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)

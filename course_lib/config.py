@@ -75,7 +75,7 @@ class Tuning:
     budget: str = _option("", "but train no longer than this: 30s, 5m; empty: as long as it takes")
     device: str = _option("auto", "cuda, mps, cpu, or auto: the best there is")
     seed: int = _option(0, "of the new weights and of the order of the texts")
-    seeds: int = _option(1, "repeat with so many seeds; a claim needs five")
+    seeds: int = _option(1, "repeat with so many seeds; a claim needs five; a finished --run-id takes more later")
     step_rows: int = _option(32, "texts per optimizer step")
     max_length: int = _option(0, "tokens of a text that are read, head and tail; 0: the model's context")
     lr: float = _option(0.001, "peak learning rate")

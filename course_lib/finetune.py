@@ -34,7 +34,7 @@ from course_lib.heads import base, registry
 from course_lib.objectives import Objective
 from course_lib.peft import adapters, files, methods
 from course_lib.precision import Precision
-from course_lib.record import Run, Timer, now
+from course_lib.record import Run, Timer, command, now
 from course_lib.recorder import Log, drive
 from course_lib.robust import augment, regularize
 from course_lib.storage import new_folder
@@ -55,8 +55,9 @@ def finetune(
 ) -> Run:
     """Fine-tune once for every seed, and store scores, predictions and the model that is best on dev in `runs/<id>/`.
 
-    Every seed is a run of its own in `seed-N/`; the same command goes on where it was stopped. Raises `Interrupted`,
-    after saving, when Ctrl-C or SIGTERM asked it to stop.
+    Every seed is a run of its own in `seed-N/`; the same command goes on where it was stopped, and a finished `run_id`
+    trains the seeds that are asked for beyond its own. Raises `Interrupted`, after saving, when Ctrl-C or SIGTERM asked
+    it to stop.
     """
     started = time.monotonic() if started is None else started
     progress.hush_transformers()
@@ -66,6 +67,8 @@ def finetune(
     for note in task.notes:
         log(note)
     where = device.pick(tuning.device)
+    if run_id and (runs / run_id / "run.json").exists():
+        _reopen(Run.open(runs / run_id), tuning)
     run = Run.begin(tuning, runs, _name(tuning, folder), run_id, fresh)
     try:
         run.update(kind="finetune", device=where.describe(), task=_describe(task))
@@ -82,6 +85,15 @@ def finetune(
         log(f"{text}\nCalibration error {found['ece_raw']:.4f}, by a temperature fitted on dev {found['ece']:.4f}.")
     log(summary(run))
     return run
+
+
+def _reopen(run: Run, tuning: Tuning) -> None:
+    """Let a finished run go on if nothing but more seeds is asked of it."""
+    begun = asdict(Tuning()) | run.info.get("config", {})
+    more = begun["seeds"] < tuning.seeds and begun | {"seeds": tuning.seeds} == asdict(tuning)
+    if more and run.info["status"] == "finished" and run.acquire():
+        run.update(config=asdict(tuning), status="stopped", command=command())
+        run.release()
 
 
 def _parse(tuning: Tuning) -> None:

@@ -37,7 +37,7 @@ class Run:
             raise CourseError(f"The run {folder} exists already. Choose another --run-id.")
         folder.mkdir(parents=True, exist_ok=True)
         run = cls(folder, {"id": folder.name, "status": "running", "config": config})
-        run.update(command=["python", "-m", "course_lib", *sys.argv[1:]], started=now(), **provenance())
+        run.update(command=command(), started=now(), **provenance())
         return run
 
     @classmethod
@@ -146,6 +146,11 @@ class Timer:
 def now() -> str:
     """UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def command() -> list[str]:
+    """The line that started this run, as a user would type it."""
+    return ["python", "-m", "course_lib", *sys.argv[1:]]
 
 
 def invocation() -> list[str]:

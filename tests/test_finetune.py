@@ -111,6 +111,21 @@ def test_a_half_precision_checkpoint_trains_in_float32(tmp_path, scratch):
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
+def test_a_finished_run_takes_more_seeds_and_nothing_else(table, tmp_path):
+    short = replace(tuning(table, pretrained(tmp_path / "m", "qwen3")), epochs=1)
+    train = lambda name, **more: finetune.finetune(replace(short, **more), tmp_path / "runs", name, log=quiet)
+    first = (train("grown").folder / "seed-0" / "run.json").read_bytes()
+    grown, whole = train("grown", seeds=3), train("whole", seeds=3)
+    assert (grown.folder / "seed-0" / "run.json").read_bytes() == first, "it was not trained again"
+    assert grown.info["result"] | {"cpu_share": 0} == whole.info["result"] | {"cpu_share": 0}
+    assert (finetune.correct(grown) == finetune.correct(whole)).all()
+    ours, theirs = (load_file(run.folder / "model" / "model.safetensors") for run in (grown, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs), "the best of all seeds is kept"
+    for change in ({"seeds": 2}, {"seeds": 4, "lr": 0.1}):
+        with pytest.raises(CourseError, match="exists already"):
+            train("grown", **change)
+
+
 def test_seeds_differ_are_stored_apart_and_only_the_best_keeps_its_weights(table, tmp_path):
     folder = pretrained(tmp_path / "m", "modernbert")
     run = finetune.finetune(replace(tuning(table, folder, seeds=2), epochs=1), runs=tmp_path, log=quiet)

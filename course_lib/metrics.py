@@ -26,12 +26,16 @@ def entities(tags: list[list[str]], predictions: list[list[str]], strict: bool =
 
     `tags`, `predictions`: one list a sentence, the same lengths. A token counts for nothing unless its entity is right.
     """
-    from seqeval import metrics, scheme
+    from seqeval import scheme
+    from seqeval.metrics import sequence_labeling, v1
 
-    how: dict[str, Any] = {"mode": "strict", "scheme": scheme.IOB2} if strict else {}
-    names = ("precision", "recall", "f1")
-    scores = (getattr(metrics, f"{name}_score")(tags, predictions, zero_division=0, **how) for name in names)
-    return dict(zip(names, map(float, scores), strict=True))
+    # What seqeval's three `…_score` functions call, once instead of three times: it takes seconds on a real test side.
+    how: dict[str, Any] = {"average": "micro", "zero_division": 0}
+    if strict:
+        *scores, _ = v1.precision_recall_fscore_support(tags, predictions, scheme=scheme.IOB2, **how)
+    else:
+        *scores, _ = sequence_labeling.precision_recall_fscore_support(tags, predictions, **how)
+    return dict(zip(("precision", "recall", "f1"), map(float, scores), strict=True))
 
 
 def by_familiarity(

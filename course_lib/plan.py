@@ -20,7 +20,9 @@ from course_lib.precision import Precision
 OptimizersFor = Callable[[nn.Module], Sequence[torch.optim.Optimizer]]
 PROBE_STEPS = 6
 TOKENS_PER_WEIGHT = 20.0
-SLACK = 2.0  # a choice, not yet ablated: two cores get nano for five minutes and micro for two hours
+# A choice: two cores get nano for five minutes and micro for two hours. Seen so far: at two minutes of a core it takes
+# pico, which the ladder prefers to nano, and nano to tiny (runs/ladder-decoder).
+SLACK = 2.0
 
 
 def compute_optimal(flops: float, tokens_per_weight: float = TOKENS_PER_WEIGHT) -> tuple[float, float]:

@@ -4,7 +4,11 @@ import json
 
 import numpy as np
 import pytest
+import seqeval.metrics
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from seqeval.scheme import IOB2
 
 from course_lib import baselines, metrics, pairs, tokenizer
 from course_lib.data import tags
@@ -61,6 +65,19 @@ def test_entities_are_whole_or_wrong():
     assert metrics.classification([0, 0, 1, 1], [0, 0, 1, 0]) == pytest.approx(
         {"accuracy": 0.75, "macro_f1": 0.7333}, abs=1e-4
     )
+
+
+TAGS = st.lists(st.sampled_from(["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]), min_size=1, max_size=8)
+
+
+@given(st.lists(st.tuples(TAGS, TAGS), min_size=1, max_size=6))
+def test_entities_are_what_seqevals_own_functions_say(pairs):
+    both = [(gold[: len(said)], said[: len(gold)]) for gold, said in pairs]
+    gold, said = [list(side) for side in zip(*both, strict=True)]
+    for strict, how in ((False, {}), (True, {"mode": "strict", "scheme": IOB2})):
+        found = metrics.entities(gold, said, strict=strict)
+        for name, value in found.items():
+            assert value == getattr(seqeval.metrics, f"{name}_score")(gold, said, zero_division=0, **how)
 
 
 def test_tfidf_learns_what_words_give_away():

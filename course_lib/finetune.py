@@ -67,8 +67,7 @@ def finetune(
     for note in task.notes:
         log(note)
     where = device.pick(tuning.device)
-    if run_id and (runs / run_id / "run.json").exists():
-        _reopen(Run.open(runs / run_id), tuning)
+    _reopen(runs / (run_id or ""), tuning)
     run = Run.begin(tuning, runs, _name(tuning, folder), run_id, fresh)
     try:
         run.update(kind="finetune", device=where.describe(), task=_describe(task))
@@ -87,8 +86,11 @@ def finetune(
     return run
 
 
-def _reopen(run: Run, tuning: Tuning) -> None:
+def _reopen(folder: Path, tuning: Tuning) -> None:
     """Let a finished run go on if nothing but more seeds is asked of it."""
+    if not (folder / "run.json").exists():
+        return
+    run = Run.open(folder)
     begun = asdict(Tuning()) | run.info.get("config", {})
     more = begun["seeds"] < tuning.seeds and begun | {"seeds": tuning.seeds} == asdict(tuning)
     if more and run.info["status"] == "finished" and run.acquire():

@@ -31,7 +31,7 @@ from tools.trials import ROOT, Trials, record_parser
 
 MODEL = "runs/decoder-2h"
 COMPARED = ("full", "lora")
-SMALL = "lora:rank=6,targets=all"  # at most 2 % of the weights
+SMALL = "lora:rank=6,targets=all"  # 1.9 % of the decoder's weights, 2.9 % of its classifier's
 # arm: (method, what does not learn)
 ARMS: dict[str, tuple[str, str]] = {
     "full": ("", "none"),

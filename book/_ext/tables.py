@@ -114,8 +114,9 @@ def documentation(script: Path) -> str:
 
 
 def day(record: Record) -> str:
-    """The date on which the run ended."""
-    return record.get("finished", NOTHING)[:10].replace("-", "\u2011")  # hyphens that do not break
+    """The date on which the run ended, or began if it was stopped."""
+    at = record.get("finished", record.get("started", NOTHING))
+    return at[:10].replace("-", "\u2011")  # hyphens that do not break
 
 
 def tokens(record: Record) -> str:

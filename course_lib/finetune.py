@@ -56,8 +56,7 @@ def finetune(
     """Fine-tune once for every seed, and store scores, predictions and the model that is best on dev in `runs/<id>/`.
 
     Every seed is a run of its own in `seed-N/`; the same command goes on where it was stopped, and a finished `run_id`
-    trains the seeds that are asked for beyond its own. Raises `Interrupted`, after saving, when Ctrl-C or SIGTERM asked
-    it to stop.
+    trains the seeds asked for beyond its own. Raises `Interrupted`, after saving, upon Ctrl-C or SIGTERM.
     """
     started = time.monotonic() if started is None else started
     progress.hush_transformers()
@@ -67,7 +66,8 @@ def finetune(
     for note in task.notes:
         log(note)
     where = device.pick(tuning.device)
-    _reopen(runs / (run_id or ""), tuning)
+    if run_id and not fresh:
+        _reopen(runs / run_id, tuning)
     run = Run.begin(tuning, runs, _name(tuning, folder), run_id, fresh)
     try:
         run.update(kind="finetune", device=where.describe(), task=_describe(task))

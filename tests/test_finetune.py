@@ -124,6 +124,9 @@ def test_a_finished_run_takes_more_seeds_and_nothing_else(table, tmp_path):
     for change in ({"seeds": 2}, {"seeds": 4, "lr": 0.1}):
         with pytest.raises(CourseError, match="exists already"):
             train("grown", **change)
+    with pytest.raises(CourseError, match="exists already"):
+        finetune.finetune(replace(short, seeds=4), tmp_path / "runs", "grown", fresh=True, log=quiet)
+    assert Run.open(grown.folder).info["status"] == "finished", "what is refused is left as it was"
 
 
 def test_seeds_differ_are_stored_apart_and_only_the_best_keeps_its_weights(table, tmp_path):

@@ -78,7 +78,7 @@ def plan(trials: Trials) -> Iterator[Asked]:
     for arms, compared in ((COMPARED, True), ([arm for arm in ARMS if arm not in COMPARED], False)):
         for task in TASKS:
             yield from (ask(task, arm, ARMS[arm][0], MANY, rate, 0) for arm in arms for rate in RATES[arm])
-            for seed in range(5 if compared else 0):
+            for seed in range(SEEDS if compared else 0):
                 for arm in arms:
                     if rate := best(trials, task, arm):
                         yield ask(task, arm, ARMS[arm][0], ALL[task], rate, seed)

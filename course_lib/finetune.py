@@ -67,10 +67,10 @@ def finetune(
         log(note)
     where = device.pick(tuning.device)
     if run_id and not fresh:
-        _reopen(runs / run_id, tuning)
+        _reopen(runs / run_id, tuning, task)
     run = Run.begin(tuning, runs, _name(tuning, folder), run_id, fresh)
     try:
-        run.update(kind="finetune", device=where.describe(), task=_describe(task))
+        run.update(kind="finetune", device=where.describe(), task=_unchanged(run, task))
         seeds = range(tuning.seed, tuning.seed + tuning.seeds)
         parts = [_one(replace(tuning, seed=seed), folder, task, where, run, log, checkpoint_every) for seed in seeds]
         best = max(parts, key=lambda part: part.info["result"]["dev"][head.metric])
@@ -86,16 +86,23 @@ def finetune(
     return run
 
 
-def _reopen(folder: Path, tuning: Tuning) -> None:
+def _reopen(folder: Path, tuning: Tuning, task: labelled.Task) -> None:
     """Let a finished run go on if nothing but more seeds is asked of it."""
     if not (folder / "run.json").exists():
         return
     run = Run.open(folder)
     begun = asdict(Tuning()) | run.info.get("config", {})
     more = begun["seeds"] < tuning.seeds and begun | {"seeds": tuning.seeds} == asdict(tuning)
-    if more and run.info["status"] == "finished" and run.acquire():
+    if more and run.info["status"] == "finished" and _unchanged(run, task) and run.acquire():
         run.update(config=asdict(tuning), status="stopped", command=command())
         run.release()
+
+
+def _unchanged(run: Run, task: labelled.Task) -> dict[str, Any]:
+    """What the record says of the task. Raises CourseError if a run that goes on would mix texts."""
+    if "task" in run.info and changed(run.info["task"], task):
+        raise CourseError(f"The texts of {run.folder} have changed since it began. Add --fresh, or another --run-id.")
+    return describe(task)
 
 
 def _parse(tuning: Tuning) -> None:
@@ -148,7 +155,7 @@ def compare(a: Run, b: Run | None) -> metrics.Difference:
         if tuning.head != "sequence":
             raise CourseError(f"TF-IDF sorts texts into classes; {a.folder} learnt '{tuning.head}'.")
         task = registry.get(tuning.head).task(tuning)
-        if _describe(task) != a.info["task"]:
+        if changed(a.info["task"], task):
             raise CourseError(f"The texts of {a.folder} have changed since it ran.")
         return metrics.compare(correct(a), (baselines.tfidf(task).argmax(1) == task.test.labels)[None].astype(float))
     if a.info["task"]["test_hash"] != b.info["task"]["test_hash"]:
@@ -190,8 +197,7 @@ def _one(
         with timer("train"):
             if not training.stopped(state, tuning.patience):
                 drive(run, state, steps, shape, ask.losses, timer, log, parse_duration(save_every))
-            if state.best:
-                state.best.swap_in()
+            _settle(state, tuning)
         with timer("evaluate"):
             _store(run, ask)
         with new_folder(run.folder / "model") as scratch:
@@ -207,6 +213,14 @@ def _one(
         run.update(timings=timer.seconds)
         run.release()
     return run
+
+
+def _settle(state: Training, tuning: Tuning) -> None:
+    """The weights that are kept: the best on dev, and of an adapter what its file will hold."""
+    if state.best:
+        state.best.swap_in()
+    if tuning.method:
+        adapters.active(state.model).settle()
 
 
 class Asking:
@@ -328,12 +342,20 @@ def around(
     )
 
 
-def _describe(task: labelled.Task) -> dict[str, Any]:
+def describe(task: labelled.Task) -> dict[str, Any]:
+    """What a record says of its task."""
     about = {
         "name": task.name, "classes": task.classes, "train": len(task.train), "dev": len(task.dev),
-        "test": len(task.test), "test_hash": task.test.identity(),
+        "test": len(task.test), "train_hash": task.train.identity(), "dev_hash": task.dev.identity(),
+        "test_hash": task.test.identity(),
     }  # fmt: skip
     return about | ({"notes": list(task.notes)} if task.notes else {})
+
+
+def changed(recorded: dict[str, Any], task: labelled.Task) -> bool:
+    """Whether a record is about other texts than `task` has; old records have fewer hashes."""
+    now = describe(task)
+    return any(recorded[key] != now[key] for key in recorded.keys() - {"notes"})
 
 
 def _result(parts: list[Run], head: base.Head) -> dict[str, Any]:

@@ -163,7 +163,10 @@ class TailAverage:
 
 
 class Best:
-    """The weights that scored best so far, for early stopping. Costs one copy of them, from the first evaluation on."""
+    """The weights that scored best so far, for early stopping. Costs one copy of them, from the first evaluation on.
+
+    Buffers go with them: an adapter that prunes itself keeps its choice there.
+    """
 
     def __init__(self, model: nn.Module):
         self.model, self.value = model, float("inf")
@@ -174,13 +177,17 @@ class Best:
         """Keep the present weights if `value` is lower than all before."""
         if value < self.value:
             self.value = value
-            self.weights = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+            self.weights = {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
 
     @torch.no_grad()
     def swap_in(self) -> None:
         """Go back to the best weights, if any were offered."""
-        for name, p in self.model.named_parameters() if self.weights else ():
-            p.copy_(self.weights[name])
+        ours = self._tensors()
+        for name, tensor in self.weights.items():
+            ours[name].copy_(tensor)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return dict(self.model.named_parameters()) | dict(self.model.named_buffers())
 
     def state_dict(self) -> dict[str, Any]:
         """The best so far; JSON has no infinity."""
@@ -189,7 +196,7 @@ class Best:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
         if state["value"] is not None:
-            ours = dict(self.model.named_parameters())
+            ours = self._tensors()
             self.value = state["value"]
             self.weights = {n: t.to(ours[n].device, copy=True) for n, t in state["weights"].items()}
 

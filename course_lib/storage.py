@@ -15,6 +15,11 @@ def model_folder(folder: Path) -> Path:
     inner = folder / "model" if (folder / "model").is_dir() else folder
     if not (inner / "config.json").exists():
         raise CourseError(f"There is no model in {folder}. Give a finished run, for example runs/ID.")
+    if (inner / "adapter.json").exists():  # `peft.files` wrote it
+        raise CourseError(
+            f"{folder} holds an adapter, not a whole model. Load both with course_lib.peft.files.restore, and store "
+            "what adapters.finish makes of them."
+        )
     if (inner / "compress.json").exists():  # `compress.files` wrote it
         raise CourseError(
             f"{folder} holds a compressed model, whose layers differ from its config. Load it with "

@@ -9,7 +9,7 @@ import torch
 from course_lib.compress import losses
 from course_lib.compress.distill import Distill
 from course_lib.errors import CourseError
-from course_lib.objectives import IGNORE, CausalLM, Classification
+from course_lib.objectives import IGNORE, CausalLM, Classification, MultiLabel, Regression
 from tests.test_compress_quantize import Desk, classifier
 from tests.test_peft_parity import network
 
@@ -55,6 +55,12 @@ def test_directions_and_attention_in_closed_form():
         for r in range(2) for h in range(3) for i in range(4) if seen[r, i]
     )  # fmt: skip
     assert float(losses.attention(a, b, seen)) == pytest.approx(by_hand, rel=1e-10)
+
+
+def test_attention_in_16_bits_is_a_number():
+    """What is masked is an exact zero, and the clamp's least number is one too in float16."""
+    looks = torch.tensor([[[[1.0, 0.0], [0.5, 0.5]]]]).half()
+    assert float(losses.attention(looks, looks, torch.ones(1, 2).bool())) == 0
 
 
 def test_partners():
@@ -150,6 +156,10 @@ def test_errors(tmp_path):
         losses.directions(torch.ones(2, 4), torch.ones(2, 6))
     with pytest.raises(CourseError, match="2 and 3 heads cannot be compared"):
         losses.attention(torch.ones(1, 2, 3, 3), torch.ones(1, 3, 3, 3), torch.ones(1, 3).bool())
+    for objective in (MultiLabel(), Regression()):
+        with pytest.raises(CourseError, match="one distribution over classes, which this head does not have"):
+            losses.Distillation(objective, classifier("qwen3", tmp_path))
+        losses.Distillation(objective, classifier("qwen3", tmp_path), alpha=0.0, hidden=1.0)
     other = network("qwen3")
     other.config.vocab_size = 65
     with pytest.raises(CourseError, match="other vocabularies"):

@@ -93,6 +93,24 @@ def test_sentences_for_a_teacher_are_from_the_whole_corpus_and_not_from_held_out
     assert not any("secret" in text or "more of them" in text for text in found)
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_groups_have_as_many_bits_in_the_runtime(bits, tmp_path):
+    model = quantized.quantize(classifier("qwen3", tmp_path), quantized.Bits(bits, "group", 16))
+    export.to_onnx(model, tmp_path / "m.onnx", Desk().batches(8))
+    nodes = [node for node in onnx.load(tmp_path / "m.onnx").graph.node if node.op_type == "MatMulNBits"]
+    assert {a.i for node in nodes for a in node.attribute if a.name == "bits"} == {bits}
+
+
+def test_what_the_runtime_cannot_multiply_is_said(tmp_path):
+    for bits, message in (
+        (quantized.Bits(8, "channel"), "reals with integers in groups only"),
+        (quantized.Bits(6, "group", 16), "no products of 6 bits"),
+    ):
+        model = quantized.quantize(classifier("qwen3", tmp_path), bits)
+        with pytest.raises(CourseError, match=message):
+            export.to_onnx(model, tmp_path / "m.onnx", Desk().batches(8))
+
+
 def test_what_cannot_be_exported_is_named(tmp_path):
     class Odd(torch.nn.Module):
         def forward(self, input_ids):

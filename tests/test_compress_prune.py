@@ -143,6 +143,12 @@ def test_pruning_everything_is_an_error(step, tmp_path):
         step.apply(classifier("qwen3", tmp_path), Desk())
 
 
+def test_units_are_counted_where_they_are():
+    """On a GPU the scores are there, too; a mixture of devices fails."""
+    units = structure._spread(torch.ones(2, dtype=torch.long, device="meta"), 3)
+    assert (units.device.type, units.shape) == ("meta", (6,))
+
+
 def test_other_errors(tmp_path):
     with pytest.raises(CourseError, match="Of 2 layers 3 cannot be kept. Choose 1 to 2"):
         Layers(3).apply(classifier("qwen3", tmp_path), Desk())

@@ -66,6 +66,7 @@ def test_windows_line_ends_a_byte_order_mark_and_x85(tmp_path):
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', "line 2: not JSON"),
         ("a.jsonl", b'{"text": 3}\n', "row 1: the text is a int"),
         ("a.jsonl", b"[1, 2]\n", "line 1: not an object"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "\\ud83d"}\n', "line 2: half of a character"),
         ("a.csv", b"id,text\n1,x\n2\n", "line 3: not 2 columns"),
         ("a.csv", b"id,text\n1,x,y\n", "line 2: not 2 columns"),
         ("a.csv", b'id,text\n1,"x\n', "unexpected end of data"),
@@ -117,6 +118,9 @@ def test_other_encodings_are_named_by_the_user_and_guessed_only_in_the_advice(tm
         list(files.documents(path))
     with pytest.raises(CourseError, match="no encoding called 'klingon'"):
         list(files.documents(path, "klingon"))
+    path.write_bytes(text.encode("utf-16-le"))
+    with pytest.raises(CourseError, match="is not utf-16"):
+        list(files.documents(path, "utf-16"))
     path.write_bytes(text.encode("utf-16"))  # has a byte order mark, so nothing is guessed
     assert "".join(files.documents(path)) == text
 

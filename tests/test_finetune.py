@@ -252,3 +252,14 @@ def test_a_classifier_predicts_no_tokens(tmp_path, cpu):
     model.save_pretrained(tmp_path / "c")
     with pytest.raises(CourseError, match="predicts no tokens"):
         judge.load(tmp_path / "c", cpu)
+
+
+def test_other_texts_are_not_mixed_into_a_run(table, tmp_path):
+    source = pretrained(tmp_path / "m", "modernbert")
+    finetune.finetune(tuning(table, source), runs=tmp_path / "runs", run_id="r", log=quiet)
+    rows = table.read_text().splitlines()
+    table.write_text("\n".join([rows[0].replace("good", "bad"), *rows[1:]]) + "\n")
+    with pytest.raises(CourseError, match="texts of .* have changed since it began. Add --fresh"):
+        finetune.finetune(tuning(table, source, seeds=2), runs=tmp_path / "runs", run_id="r", log=quiet)
+    left = Run.open(tmp_path / "runs" / "r").info
+    assert (left["status"], left["result"]["seeds"], left["config"]["seeds"]) == ("finished", 1, 1)

@@ -228,7 +228,11 @@ def test_every_head_learns_and_loads_as_a_stock_model(head, tmp_path):
     [
         ("regression", [{"text": "a", "label": "x"}], "row 1: 'x' is not a number"),
         ("regression", [{"text": "a", "label": float("nan")}], "row 1: the label is not finite"),
+        ("regression", [{"text": str(i), "label": i} for i in range(3)], "too few texts to train, choose and test"),
         ("pair", [{"text": "a", "label": 1}], "no column text_pair"),
+        ("sequence", [{"text": "a", "label": 1}, {"text": "b"}], "row 2: there is no 'label'"),
+        ("sequence", [{"text": "a", "label": 1}, {"text": None, "label": 2}], "row 2: there is no 'text'"),
+        ("span", [{"question": "q", "context": "a", "answer": "a", "start": "0.0"}], "'0.0' is no whole number"),
         ("span", [{"question": "q", "context": "abc", "answer": "x", "start": 0}], "'x' does not stand at character 0"),
     ],
 )
@@ -237,6 +241,28 @@ def test_tables_that_a_head_cannot_read(tmp_path, head, rows, message):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     with pytest.raises(CourseError, match=message):
         registry.get(head).task(Tuning(head=head, task=str(path)))
+
+
+def test_numbers_without_variance_and_numbers_as_classes(tmp_path):
+    write = lambda name, rows: (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write("a.jsonl", [{"text": f"t{i}", "label": i / 7} for i in range(200)])
+    write("b.jsonl", [{"text": "one", "label": 1}])
+    files = {"train": str(tmp_path / "a.jsonl"), "test": str(tmp_path / "b.jsonl")}
+    with pytest.raises(CourseError, match="There is one number in test"):
+        registry.get("regression").task(Tuning(head="regression", **files))
+    with pytest.raises(CourseError, match="classes for .* texts are no classes. Are they numbers"):
+        registry.get("sequence").task(Tuning(head="sequence", **files))
+    write("a.jsonl", [{"text": f"t{i}", "label": int(i == 7)} for i in range(200)])
+    write("b.jsonl", [{"text": "one", "label": 1}, {"text": "two", "label": 0}])
+    task = registry.get("regression").task(Tuning(head="regression", labels=2, **files))
+    with pytest.raises(CourseError, match="first 2 numbers of train are all the same"):
+        registry.get("regression").calibration(task)
+
+
+def test_labels_may_be_missing_where_a_text_may_have_none(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"text": "a", "labels": ["x"]}\n{"text": "b", "labels": null}\n{"text": "c"}\n')
+    assert [label for _, label in registry.get("multilabel").read(path, "utf-8")[0]] == [("x",), (), ()]
 
 
 def test_an_answer_is_found_in_the_window_that_holds_it(tmp_path):

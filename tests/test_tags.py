@@ -144,6 +144,7 @@ def test_spans_in_json(tmp_path):
         ([{"start": 0, "end": 99, "label": "X"}], "row 1: there is no word at characters 0 to 99"),
         ([{"start": 3, "end": 4, "label": "X"}], "no word at characters 3 to 4"),
         ([{"start": 0, "label": "X"}], "needs start, end and label"),
+        ([[0, 3, "X"]], "row 1: an entity needs start, end and label"),
         ([{"start": 0, "end": 7, "label": "X"}, {"start": 4, "end": 7, "label": "X"}], "overlaps the one before"),
     ],
 )

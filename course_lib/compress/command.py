@@ -43,7 +43,7 @@ def compress(
     model = work.teacher(source, tuning)
     run = Run.begin(settings, runs, _name(settings, source), run_id, fresh)
     try:
-        run.update(kind="compress", task=source.info["task"], tuning=asdict(tuning))
+        run.update(kind="compress", task=finetune.describe(task), tuning=asdict(tuning))
         finetune.load_tokenizer(source.folder / "model").save_pretrained(run.folder / "tokenizer")
         shop = work.Workshop(run, model, tuning, task, log, checkpoint_every)
         made = copy.deepcopy(model.to(shop.where.torch))

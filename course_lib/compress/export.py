@@ -102,13 +102,22 @@ def _round(plain: Path, path: Path, bits: quantized.Bits | None, tables: bool, b
     if bits is None:
         path.write_bytes(plain.read_bytes())
         return
+    if bits.scheme == "weight" and bits.per != "group":
+        raise CourseError(
+            "onnxruntime multiplies reals with integers in groups only. Use int8 (dynamic), static or int4."
+        )
     kinds = ["MatMul", "Gemm", *["Gather"] * tables]
     common: dict[str, Any] = {"per_channel": bits.per == "channel", "weight_type": rounding.QuantType.QInt8}
     if bits.per == "group":
         import onnx
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-        small = MatMulNBitsQuantizer(onnx.load(plain), block_size=bits.group, is_symmetric=False, accuracy_level=4)
+        if bits.bits not in (2, 4, 8):
+            raise CourseError(
+                f"onnxruntime has no products of {bits.bits} bits. Use 2, 4 or 8, or measure without export."
+            )
+        how = {"bits": bits.bits, "block_size": bits.group, "is_symmetric": False, "accuracy_level": 4}
+        small = MatMulNBitsQuantizer(onnx.load(plain), **how)
         small.process()
         small.model.save_model_to_file(str(plain), False)
         kinds = ["Gather"] * tables

@@ -39,6 +39,8 @@ def attention(student: torch.Tensor, teacher: torch.Tensor, seen: torch.Tensor) 
     if student.size(1) != teacher.size(1):
         sizes = f"{student.size(1)} and {teacher.size(1)} heads"
         raise CourseError(f"{sizes} cannot be compared one by one. Use attention=0, or a student with as many.")
+    if student.itemsize < 4:  # the smallest number of the clamp would be zero
+        student, teacher = student.float(), teacher.float()
     divergence = torch.xlogy(teacher, teacher) - teacher * student.clamp(min=1e-12).log()  # what is masked adds 0
     return (divergence.sum(-1) * seen[:, None]).sum()
 
@@ -67,6 +69,11 @@ class Distillation:
     ):
         if temperature <= 0:
             raise CourseError(f"A temperature of {temperature:g} softens nothing. Choose a positive one, like 2.")
+        if alpha and "classification" not in objective.weights:
+            raise CourseError(
+                "A teacher's answers are compared as one distribution over classes, which this head does not have. "
+                "Use alpha=0 and hidden=1, or another step."
+            )
         self.objective, self.teacher, self.temperature = objective, teacher.eval().requires_grad_(False), temperature
         mixed = {term: (1 - alpha) * w for term, w in objective.weights.items()}
         ours = {"logits": alpha, "hidden": hidden, "attention": attention}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 PEAK = """
-import json, resource, sys
+import json, sys
 import numpy, onnxruntime
 path, feeds, threads = sys.argv[1:]
 options = onnxruntime.SessionOptions()
@@ -21,10 +21,15 @@ feed = dict(numpy.load(feeds))
 for _ in range(3):
     session.run(None, feed)
 try:  # what this program alone had; the resource module would count its parent's memory
-    peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    peak = 1024 * next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 except (OSError, StopIteration):
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps(peak * 1024))
+    try:
+        import resource
+    except ImportError:  # Windows
+        peak = 0
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+print(json.dumps(peak))
 """
 
 

@@ -32,6 +32,8 @@ class Bits:
     scheme: str = "weight"
 
     def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise CourseError(f"Integers of {self.bits} bits are not stored. Use 2 to 8.")
         if self.per not in ("tensor", "channel", "group"):
             raise unknown("granularity", self.per, ("tensor", "channel", "group"))
         if self.scheme not in SCHEMES:
@@ -103,7 +105,7 @@ class QuantizedLinear(Quantized):
 
     def __init__(self, module: Any, bits: Bits, seen: affine.Grid | None = None, name: str = "a matrix"):
         super().__init__(module.weight.T if isinstance(module, Conv1D) else module.weight, bits, name)
-        if bits.scheme != "weight" and (bits.per == "group" or bits.bits > 8):
+        if bits.scheme != "weight" and bits.per == "group":
             raise CourseError("Integer products need one scale an output: use per=channel or per=tensor.")
         self.bias = module.bias
         if bits.scheme == "static":

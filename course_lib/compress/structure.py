@@ -139,7 +139,7 @@ def shrink(model: Any, chosen: list[Sublayer], kept: list[torch.Tensor]) -> None
 
 def _spread(units: torch.Tensor, size: int) -> torch.Tensor:
     """Units' indices → those of their `size` rows each."""
-    return (units[:, None] * size + torch.arange(size)).flatten()
+    return (units[:, None] * size + torch.arange(size, device=units.device)).flatten()
 
 
 def cut(model: nn.Module, name: str, index: torch.Tensor, dim: int) -> None:

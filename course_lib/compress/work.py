@@ -65,7 +65,7 @@ class Workshop:
         draw = random.Random(self.tuning.seed)
         every = [part for text in draw.sample(documents, min(texts, len(documents))) for part in split(text)]
         usable = [text for text in dict.fromkeys(every) if text not in held_out and len(text.split()) >= 4]
-        if not usable or isinstance(self.task.train.labels[0], list | tuple):
+        if not usable or not (isinstance(self.task.train.texts[0], str) and isinstance(self.task.train.labels[0], int)):
             raise CourseError(f"'{corpus}' has no sentences for '{self.tuning.head}'; use a task of one label a text.")
         draw.shuffle(usable)
         side = labelled.Labelled(usable[:texts], [IGNORE] * len(usable[:texts]))

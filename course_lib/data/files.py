@@ -143,10 +143,13 @@ def lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
             yield from file
     except LookupError:
         raise CourseError(f"There is no encoding called '{encoding}'; try utf-8, cp1252 or gb18030.") from None
-    except UnicodeDecodeError as error:
-        raise CourseError(
-            f"{path} is not {encoding} (near byte {error.start} of a block: {error.reason}). {_guess(path)}"
-        ) from error
+    except UnicodeError as error:  # UTF-16 without its first mark has no place in it
+        where = (
+            f"near byte {error.start} of a block: {error.reason}"
+            if isinstance(error, UnicodeDecodeError)
+            else str(error)
+        )
+        raise CourseError(f"{path} is not {encoding} ({where}). {_guess(path)}") from error
     except OSError as error:
         raise CourseError(f"Cannot read {path}: {error.strerror or error}.") from error
 
@@ -205,11 +208,30 @@ def _jsonl(path: Path, encoding: str) -> Iterator[dict[str, Any]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise CourseError(f"{path}, line {number}: not JSON ({error.msg}).") from error
+        if "\\ud" in line.lower():
+            _refuse_halves(path, number, row)
         if isinstance(row, str):
             row = {"text": row}
         if not isinstance(row, dict) or not row:
             raise CourseError(f'{path}, line {number}: not an object like {{"text": "…"}}.')
         yield row
+
+
+def _refuse_halves(path: Path, number: int, row: Any) -> None:
+    """An emoji cut in two escapes is no text that can be stored."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise CourseError(
+            f"{path}, line {number}: half of a character, an escape like \\ud83d without its pair."
+        ) from None
+
+
+def filled(path: Path, number: int, row: dict[str, Any], name: str) -> Any:
+    """What a row has under `name`; CourseError where it has nothing."""
+    if row.get(name) is None:
+        raise CourseError(f"{path}, row {number}: there is no '{name}'.")
+    return row[name]
 
 
 def _parquet(path: Path) -> Iterator[dict[str, Any]]:

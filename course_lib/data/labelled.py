@@ -110,7 +110,8 @@ def _registered(name: str) -> Task:
 def _indexed(name: str, sides: "Sides") -> Task:
     """Labels by name → a task whose classes are in the order of the alphabet."""
     classes = sorted({label for side in sides.values() for _, label in side})
-    index = lambda side: Labelled([text for text, _ in side], [classes.index(label) for _, label in side])
+    number = {label: i for i, label in enumerate(classes)}
+    index = lambda side: Labelled([text for text, _ in side], [number[label] for _, label in side])
     train, dev, test = (index(sides[side]) for side in SIDES)
     return Task(name, classes, train, dev, test)
 
@@ -128,13 +129,16 @@ Sides = dict[str, list[Item]]
 SIDES = ("train", "dev", "test")
 
 
-def columns(path: Path, encoding: str, *names: str) -> list[dict[str, Any]]:
-    """The rows of a table that must have these columns."""
+def columns(path: Path, encoding: str, *names: str, optional: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    """The rows of a table that must have these columns, with something in each ("" is something) but the optional."""
     rows = list(files.rows(path, encoding))
     missing = set(names) - set(rows[0] if rows else {})
     if missing:
         each = "both" if len(names) == 2 else f"all of {', '.join(names)}"
         raise CourseError(f"{path} has no column {' and no column '.join(sorted(missing))}; a task needs {each}.")
+    for number, row in enumerate(rows, 1):
+        for name in names:
+            row[name] = row.get(name) if name in optional else files.filled(path, number, row, name)
     return rows
 
 

@@ -1,6 +1,7 @@
 """What `finetune` asks of a head, and what all heads share: encoding a word, running a model over rows."""
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -87,10 +88,10 @@ class Head(ABC):
         known = {kind for _, label in sides["train"] for kind in self.kinds(label)}
         notes = []
         for side in ("dev", "test"):
-            found = [kind for _, label in sides[side] for kind in self.kinds(label) if kind not in known]
+            found = Counter(kind for _, label in sides[side] for kind in self.kinds(label) if kind not in known)
             notes += [
-                f"{found.count(kind):,} {side} {self.unit} have '{kind}', which train never shows: all will be missed."
-                for kind in sorted(set(found))
+                f"{count:,} {side} {self.unit} have '{kind}', which train never shows: all will be missed."
+                for kind, count in sorted(found.items())
             ]
         return notes
 

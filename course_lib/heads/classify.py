@@ -36,6 +36,10 @@ class SequenceHead(base.Head):
         learned = {kind for _, label in sides["train"] for kind in self.kinds(label)}
         if len(learned) < 2:
             raise CourseError(f"Train has only the class '{''.join(learned)}'; there is nothing to learn.")
+        if len(learned) > labelled.MAX_CLASSES and len(learned) > len(sides["train"]) / 2:
+            raise CourseError(
+                f"{len(learned):,} classes for {len(sides['train']):,} texts are no classes. Are they numbers?"
+            )
         return found
 
     def kinds(self, label: Any) -> set[str]:  # noqa: D102
@@ -115,7 +119,7 @@ class MultiLabelHead(SequenceHead):
 
     def read(self, path: Path, encoding: str) -> tuple[list[labelled.Item], list[str]]:  # noqa: D102
         items = []
-        for row in labelled.columns(path, encoding, "text", "labels"):
+        for row in labelled.columns(path, encoding, "text", "labels", optional=("labels",)):
             names = row["labels"] if isinstance(row["labels"], list) else (row["labels"] or "").split("|")
             items.append((clean(str(row["text"])), tuple(sorted({str(name) for name in names if name != ""}))))
         return list(dict.fromkeys(items)), []
@@ -199,6 +203,10 @@ class RegressionHead(SequenceHead):
     def classes(self, sides: labelled.Sides) -> list[str]:  # noqa: D102
         if len({label for _, label in sides["train"]}) < 2:
             raise CourseError("All numbers in train are the same; there is nothing to learn.")
+        if alone := [side for side in ("dev", "test") if len(sides[side]) < 2]:
+            raise CourseError(
+                f"There is one number in {alone[0]}, of which no variance can be explained. Give more texts."
+            )
         return ["value"]
 
     def kinds(self, label: Any) -> set[str]:  # noqa: D102
@@ -212,6 +220,8 @@ class RegressionHead(SequenceHead):
 
     def calibration(self, task: labelled.Task) -> dict[str, float]:
         """The model answers in these units."""
+        if not np.std(task.train.labels):
+            raise CourseError(f"The first {len(task.train)} numbers of train are all the same. Take more --labels.")
         return {"mean": float(np.mean(task.train.labels)), "std": float(np.std(task.train.labels))}
 
     def objective(self, tuning: Tuning, task: labelled.Task) -> objectives.Objective:  # noqa: D102

@@ -33,10 +33,13 @@ class SpanHead(base.Head):
 
     def read(self, path: Path, encoding: str) -> tuple[list[labelled.Item], list[str]]:  # noqa: D102
         items: list[labelled.Item] = []
-        table = labelled.columns(path, encoding, "question", "context", "answer", "start")
+        table = labelled.columns(path, encoding, "question", "context", "answer", "start", optional=("answer", "start"))
         for number, row in enumerate(table, 1):
             context, answer = str(row["context"]), str(row["answer"] or "")
-            start = int(row["start"]) if answer else -1
+            try:
+                start = int(row["start"]) if answer else -1
+            except (TypeError, ValueError):
+                raise CourseError(f"{path}, row {number}: the start '{row['start']}' is no whole number.") from None
             if answer and (start < 0 or context[start : start + len(answer)] != answer):
                 raise CourseError(f"{path}, row {number}: '{answer[:50]}' does not stand at character {start}.")
             items.append(((str(row["question"]), context), (start, start + len(answer)) if answer else tuple(NOWHERE)))

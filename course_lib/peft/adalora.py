@@ -122,28 +122,29 @@ class Allocated(base.Added):
     def budget(self, progress: float) -> int:
         """Singular values of all matrices together at `progress`: from `rank` to `target`, eq-adalora-budget."""
         m = self.method
-        done = (progress - m.warmup) / (1 - m.final_share - m.warmup)
-        share = (1 - min(max(done, 0.0), 1.0)) ** 3
+        share = (1 - min(max((progress - m.warmup) / (1 - m.final_share - m.warmup), 0.0), 1.0)) ** 3
         return int(len(self.parts) * ((m.rank - m.target) * share + m.target) + 1e-9)
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
         """Set the singular values that the budget cannot keep to zero; they may come back until 1 − `final_share`."""
         ended = progress >= 1 - self.method.final_share - 1e-9
-        if not ended:
-            for part in self.parts.values():
-                part.watch(self.method.beta1, self.method.beta2)
+        for part in self.parts.values() if not ended else ():
+            part.watch(self.method.beta1, self.method.beta2)
         if not self.frozen and progress > self.method.warmup + 1e-9:
             self._choose(self.budget(progress))
         self.frozen.fill_(ended)
+        self.settle()
+
+    def settle(self) -> None:
+        """What was pruned is zero, as it will be in the file."""
         for part in self.parts.values():
-            part.E.masked_fill_(~part.kept[:, None], 0.0)
+            part.E.data.masked_fill_(~part.kept[:, None], 0.0)
 
     def _choose(self, budget: int) -> None:
         """Keep the `budget` most important triples of all matrices."""
-        scores = torch.cat([part.importance() for part in self.parts.values()])
-        kept = torch.zeros_like(scores, dtype=torch.bool)
-        kept[scores.topk(min(budget, len(scores))).indices] = True
-        ranks = [len(part.E) for part in self.parts.values()]
-        for part, chosen in zip(self.parts.values(), kept.split(ranks), strict=True):
+        parts = list(self.parts.values())
+        scores = torch.cat([part.importance() for part in parts])
+        kept = torch.zeros_like(scores).bool().index_fill_(0, scores.topk(min(budget, len(scores))).indices, True)
+        for part, chosen in zip(parts, kept.split([len(part.E) for part in parts]), strict=True):
             part.kept.copy_(chosen)

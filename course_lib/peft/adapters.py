@@ -55,9 +55,12 @@ def apply(model: Any, method: base.Method, name: str = "default", classes: int =
 def build(model: Any, method: base.Method, classes: int = 0) -> base.Added:
     """The weights of an adapter, heads included, on the model's device: float32, or float64 where the base has that."""
     added = method.build(model)
+    if not any(True for _ in added.parameters()):
+        kind = f"'{model.config.model_type}' model"
+        raise CourseError(f"{type(method).__name__} finds nothing to adapt in a {kind}. Try lora:targets=all.")
     for name, module in model.named_children():
-        if name in base.HEADS:
-            added.heads[name] = base.Head(module, classes)
+        if name in base.HEAD_LAYERS:
+            added.heads[name] = base.Head(module, classes if name in base.HEADS else 0)
     weight = next(model.parameters())
     added.train(model.training)
     return added.to(device=weight.device, dtype=weight.dtype if weight.itemsize >= 4 else torch.float32)
@@ -146,7 +149,7 @@ def finish(model: Any) -> Any:
     if not adapters.merged:
         merge(model)
     for name, head in active(model).heads.items():
-        setattr(model, name, head.copy)
+        setattr(model, name, head.copy.to(next(getattr(model, name).parameters()).dtype))
     adapters.active = ""
     adapters.switch(model)
     delattr(model, base.CONTAINER)

@@ -17,8 +17,12 @@ from course_lib.errors import CourseError, unknown
 
 BLOCK = re.compile(r"(?:^|\.)(?:layers?|h)\.\d+\.")  # what all stock models call their repeated layers
 ATTENTION = re.compile(r"\.(?:attn|self_attn|attention)\.")
-OUTPUTS = re.compile(r"\.(?:o_proj|down_proj|fc2|Wo|c_proj|output\.dense)$")  # what is added to the residual stream
-HEADS = ("classifier", "score", "qa_outputs")  # new for every task, so trained in full and stored with the adapter
+OUTPUTS = re.compile(
+    r"\.(?:o_proj|down_proj|fc2|Wo|c_proj|output\.dense|out_lin|lin2|out_proj)$"
+)  # what is added to the residual stream
+# New for every task, so trained in full and stored with the adapter; the last, and what stock models put before it.
+HEADS = ("classifier", "score", "qa_outputs")
+HEAD_LAYERS = (*HEADS, "pre_classifier", "pooler", "classification_head")
 CONTAINER = "added"  # the attribute of a model that holds its adapters
 
 
@@ -66,13 +70,16 @@ class Head(Part):
 
     def __init__(self, module: Any, classes: int = 0):
         super().__init__()
-        outputs, inputs = module.weight.shape
-        new = classes not in (0, outputs)
-        self.copy = nn.Linear(inputs, classes, module.bias is not None) if new else copy.deepcopy(module)
+        plain = isinstance(module, nn.Linear)  # some models have several layers here
+        new = plain and classes not in (0, module.out_features)
+        self.copy = nn.Linear(module.in_features, classes, module.bias is not None) if new else copy.deepcopy(module)
 
     def forward(self, module: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> torch.Tensor:
-        """The copy's output instead of the module's."""
-        return self.copy(*args, **kwargs)
+        """The copy's output instead of the module's, whose precision may be lower."""
+        dtype = next(self.copy.parameters()).dtype
+        cast = lambda x: x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+        found = self.copy(*map(cast, args), **{name: cast(value) for name, value in kwargs.items()})
+        return found.to(output.dtype)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Named as in the base."""
@@ -107,6 +114,9 @@ class Added(nn.Module):
 
     def after_step(self, progress: float) -> None:
         """Called after every optimizer step, while gradients are still there."""
+
+    def settle(self) -> None:
+        """Called when the weights were replaced, by their average or by earlier ones."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What a file holds: {path of the module and name of the weight: values}."""

@@ -69,6 +69,10 @@ def load(model: Any, folder: Path, name: str = "default") -> Any:
     about = _about(folder)
     tensors = {n.removeprefix(PREFIX): t for n, t in load_file(folder / WEIGHTS).items()}
     if about["fingerprint"] and about["fingerprint"] != fingerprint(model):
+        if model.dtype == torch.bfloat16:  # has lost the digits that tell
+            raise CourseError(
+                f"A base in bfloat16 cannot be checked. Load it in float32, put {folder} on it, convert both."
+            )
         raise CourseError(f"The adapter in {folder} was made for another base, '{about['base']}'. Load that one first.")
     settings = {n: tuple(v) if isinstance(v, list) else v for n, v in about["settings"].items()}
     if about["method"] == "lora" and not about["fingerprint"]:
@@ -85,9 +89,15 @@ def restore(folder: Path, kind: Any) -> Any:
 
     A `config.json` beside the adapter counts before the base's own.
     """
-    about = _about(folder)
-    config = AutoConfig.from_pretrained(folder if (folder / "config.json").exists() else about["base"])
-    return load(kind.from_pretrained(about["base"], config=config, dtype=torch.float32), folder)
+    place = _place(folder, _about(folder)["base"])
+    config = AutoConfig.from_pretrained(folder if (folder / "config.json").exists() else place)
+    return load(kind.from_pretrained(place, config=config, dtype=torch.float32), folder)
+
+
+def _place(folder: Path, reference: str) -> str:
+    """Where the base is: a relative path is one from here, or from a folder around the adapter; else a hub's id."""
+    around = (parent / reference for parent in (Path(), *folder.resolve().parents))
+    return str(next((path for path in around if path.is_dir()), reference))
 
 
 def _about(folder: Path) -> dict[str, Any]:

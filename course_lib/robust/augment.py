@@ -114,7 +114,8 @@ class Masked:
             raise CourseError("Which masked model? For example masked:model=runs/ID, after `pretrain --objective mlm`.")
         progress.hush_transformers()
         folder = locate(self.model)
-        tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForMaskedLM.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32)  # files may be float16, slow on a CPU
         start, goes_on = _words(tokenizer)
         whole, length = torch.from_numpy(start), min(LONGEST, tokenizer.model_max_length)
         new = []

@@ -35,6 +35,8 @@ class Dropout:
         if not 0 <= self.rate < 1:
             raise CourseError(f"dropout:rate is at least 0 and below 1, not {self.rate}.")
         writes = [module for name, module in base.inner(model).items() if base.OUTPUTS.search(name)]
+        if not writes:
+            raise CourseError(f"dropout does not know the layers of a '{model.config.model_type}' model.")
         for module in [model.get_input_embeddings(), *writes]:
             module.register_forward_hook(self._hook)
         return objective
@@ -59,7 +61,7 @@ class RDrop:
 class Consistent:
     """An objective's loss averaged over two passes, and the symmetric divergence between their probabilities.
 
-    The sum is half of the paper's, whose two losses are added up; so a learning rate means what it meant.
+    The paper adds the two losses up, so its alpha is twice this one; the mean leaves a learning rate what it was.
     """
 
     def __init__(self, objective: Objective, alpha: float):

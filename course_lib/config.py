@@ -31,7 +31,7 @@ class Config:
     tokenizer: str = _option("byte-bpe", "byte-bpe, wordpiece, or characters (for Chinese)")
     vocab_size: int = _option(0, "tokens in the vocabulary; 0: what suits the size")
     context: int = _option(0, "tokens a row; 0: what suits the size")
-    step_tokens: int = _option(2048, "tokens per optimizer step")
+    step_tokens: int = _option(0, "tokens per optimizer step; 0: 2048, or on a GPU what suits the size")
     optimizer: str = _option("muon", "muon (with adamw for all but matrices) or adamw")
     matrix_lr: float = _option(0.02, "peak learning rate of muon")
     lr: float = _option(0.01, "peak learning rate of adamw")

@@ -5,6 +5,7 @@ one on dev is compared with the same network from random weights and with TF-IDF
 minutes more. Everything shown is in `run.json` first.
 """
 
+import os
 import textwrap
 import time
 from dataclasses import replace
@@ -17,6 +18,7 @@ from course_lib.config import Config, Tuning
 from course_lib.data import corpora, labelled
 from course_lib.data.prepare import Prepared
 from course_lib.errors import CourseError
+from course_lib.metrics import SEEDS_FOR_A_CLAIM
 from course_lib.pretrain import pretrain, resolve, run_name
 from course_lib.record import Run, Timer, now
 from course_lib.recorder import Log
@@ -24,6 +26,7 @@ from course_lib.recorder import Log
 PROMPTS, PROMPT_TOKENS, SAMPLE_TOKENS, BLANKS = 3, 8, 60, 6
 TUNING_SECONDS = 25  # for each of the seven fine-tuning runs
 SEEDS = 3
+VERDICTS = ("better than", "worse than", "not clearly better or worse than")
 MANY_EPOCHS = 6  # beyond about this, repeating a text teaches little (Muennighoff et al. 2023: four are nearly free)
 
 
@@ -38,16 +41,15 @@ def cram(
 ) -> Run:
     """Train both, tune, compare, report. Stopped at any point, the same command goes on; `how` as for `pretrain`."""
     started = time.monotonic() if started is None else started
-    if not recipes.get(config.objective).causal:
-        raise CourseError(f"cram trains a model that can write; for the objective '{config.objective}' use pretrain.")
+    _refuse(config)
     where = device.pick(config.device)
     # What is wrong is said before anything is made.
     task = labelled.of_corpus(config.corpus, config.encoding)
     resolve(half(config, "mlm"), where)
     size = resolve(config, where).size  # for both, what the whole budget can feed
     corpora.load(config.corpus, config.encoding)
-    run = Run.begin(config, runs, run_name(config), run_id, fresh)
-    run.update(kind="cram", device=where.describe(), size=run.info.get("size", size))
+    run = Run.begin(config, runs, run_name(config), run_id, fresh, "cram")
+    run.update(device=where.describe(), size=run.info.get("size", size))
     halves = [replace(half(config, name), size=run.info["size"]) for name in (config.objective, "mlm")]
     timer = Timer(run.info.get("timings", {}))
     try:
@@ -63,10 +65,16 @@ def cram(
         run.update(status="finished", finished=now(), timings=timer.seconds, seconds=timer.total)
         (run.folder / "report.html").write_text(report.render(run, verdicts(run)), encoding="utf-8")
     finally:
-        run.update(timings=timer.seconds)
-        run.release()
+        run.end(timings=timer.seconds)
     log(closing(run))
     return run
+
+
+def _refuse(config: Config) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise CourseError("cram is one process. Use torchrun with pretrain, then finetune.")
+    if not recipes.get(config.objective).causal:
+        raise CourseError(f"cram trains a model that can write; for the objective '{config.objective}' use pretrain.")
 
 
 def half(config: Config, objective: str) -> Config:
@@ -160,10 +168,13 @@ def verdicts(run: Run) -> list[str]:
     lines = []
     for key, name in names.items():
         d = task["differences"][key]
-        side = "better" if d["low"] > 0 else "worse" if d["high"] < 0 else "not clearly better or worse"
+        few = d["seeds"] < SEEDS_FOR_A_CLAIM
+        said = ("ahead of", "behind", "not clearly ahead of or behind") if few else VERDICTS
+        side = said[0] if d["low"] > 0 else said[1] if d["high"] < 0 else said[2]
         lines.append(
-            f"On {task['name']}, the {task['better']} is {side} than {name}: {100 * d['mean']:+.1f} points "
-            f"(95 % interval {100 * d['low']:+.1f} to {100 * d['high']:+.1f}, {d['seeds']} seeds)."
+            f"On {task['name']}, the {task['better']} is {side} {name}: {100 * d['mean']:+.1f} points "
+            f"(95 % interval {100 * d['low']:+.1f} to {100 * d['high']:+.1f}, {d['seeds']} seeds"
+            f"{', too few for a verdict' if few else ''})."
         )
     return lines
 

@@ -8,6 +8,7 @@ optimizer state, and the parts of one block come together while that block compu
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -26,7 +27,8 @@ def start(kind: str) -> None:
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
         if kind == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+        # The others wait while the first prepares a large text.
+        dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timedelta(hours=12))
 
 
 def stop() -> None:
@@ -120,9 +122,10 @@ class Parallel:
 def _replicated(forward: _Forward) -> nn.Module:
     device = next(forward.parameters()).device
     ids = [device.index] if device.type == "cuda" else None
-    # A term may have no targets in a batch; its weights then get no gradient on some rank.
-    several = len(forward.objective.weights) > 1
-    return nn.parallel.DistributedDataParallel(forward, device_ids=ids, find_unused_parameters=several)
+    # A term may have no targets in a batch; its weights then get no gradient on some rank. BERT's pooler never has one
+    # without sentence pairs.
+    unused = len(forward.objective.weights) > 1 or any("pooler" in name for name, _ in forward.named_parameters())
+    return nn.parallel.DistributedDataParallel(forward, device_ids=ids, find_unused_parameters=unused)
 
 
 def _sharded(forward: _Forward) -> nn.Module:

@@ -3,6 +3,7 @@
 import lzma
 import math
 from collections import Counter
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +14,12 @@ from course_lib.data.pack import Packed
 from course_lib.objectives import Objective
 from course_lib.precision import Precision
 
+MAX_LOGITS = 2**28  # at once: a gigabyte in float32, of which scoring holds three
+
 
 @torch.no_grad()
 def bits_per_byte(
-    model: nn.Module, packed: Packed, context: int, precision: Precision, bos: int = 0, batch_rows: int = 32
+    model: Any, packed: Packed, context: int, precision: Precision, bos: int = 0, batch_rows: int = 32
 ) -> float:
     """−log₂ p(text) / bytes(text) over held-out documents, equation eq-bpb; lower is better, 8 is no knowledge.
 
@@ -29,6 +32,7 @@ def bits_per_byte(
     stream = torch.from_numpy(packed.tokens.astype("int64"))  # (tokens,)
     half = context // 2
     nats = 0.0
+    batch_rows = max(1, min(batch_rows, MAX_LOGITS // (context * model.config.vocab_size)))
     starts = list(range(0, max(1, len(stream) - 1 - half), half))
     for at in range(0, len(starts), batch_rows):
         chunk = starts[at : at + batch_rows]
@@ -40,7 +44,7 @@ def bits_per_byte(
         loss = F.cross_entropy(logits.float().transpose(1, 2), rows[:, 1:], reduction="none")  # (rows, context)
         scored = rows[:, 1:] != bos
         scored[1 if at == 0 else 0 :, :half] = False  # seen by the window before; the very first window has none
-        nats += float(loss[scored].double().sum())
+        nats += float(loss[scored].cpu().double().sum())  # not every device has 64 bits
     return nats / math.log(2) / packed.bytes
 
 

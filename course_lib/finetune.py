@@ -68,17 +68,16 @@ def finetune(
     where = device.pick(tuning.device)
     if run_id and not fresh:
         _reopen(runs / run_id, tuning, task)
-    run = Run.begin(tuning, runs, _name(tuning, folder), run_id, fresh)
+    run = Run.begin(tuning, runs, _name(tuning, folder), run_id, fresh, "finetune")
     try:
-        run.update(kind="finetune", device=where.describe(), task=_unchanged(run, task))
+        run.update(device=where.describe(), task=_unchanged(run, task))
         seeds = range(tuning.seed, tuning.seed + tuning.seeds)
         parts = [_one(replace(tuning, seed=seed), folder, task, where, run, log, checkpoint_every) for seed in seeds]
         best = max(parts, key=lambda part: part.info["result"]["dev"][head.metric])
         _keep_only(best, parts, run)
         run.update(result=_result(parts, head), status="finished", finished=now())
     finally:
-        run.update(seconds=round(run.info.get("seconds", 0.0) + time.monotonic() - started, 3))
-        run.release()
+        run.end(seconds=round(run.info.get("seconds", 0.0) + time.monotonic() - started, 3))
     if text := head.report(_predictions(best)):
         found = run.info["result"]
         log(f"{text}\nCalibration error {found['ece_raw']:.4f}, by a temperature fitted on dev {found['ece']:.4f}.")
@@ -94,15 +93,14 @@ def _reopen(folder: Path, tuning: Tuning, task: labelled.Task) -> None:
     begun = asdict(Tuning()) | run.info.get("config", {})
     more = begun["seeds"] < tuning.seeds and begun | {"seeds": tuning.seeds} == asdict(tuning)
     if more and run.info["status"] == "finished" and _unchanged(run, task) and run.acquire():
-        run.update(config=asdict(tuning), status="stopped", command=command())
-        run.release()
+        run.end(config=asdict(tuning), status="stopped", command=command())
 
 
 def _unchanged(run: Run, task: labelled.Task) -> dict[str, Any]:
     """What the record says of the task. Raises CourseError if a run that goes on would mix texts."""
-    if "task" in run.info and changed(run.info["task"], task):
+    if "task" in run.info and task.is_other(run.info["task"]):
         raise CourseError(f"The texts of {run.folder} have changed since it began. Add --fresh, or another --run-id.")
-    return describe(task)
+    return task.describe()
 
 
 def _parse(tuning: Tuning) -> None:
@@ -155,7 +153,7 @@ def compare(a: Run, b: Run | None) -> metrics.Difference:
         if tuning.head != "sequence":
             raise CourseError(f"TF-IDF sorts texts into classes; {a.folder} learnt '{tuning.head}'.")
         task = registry.get(tuning.head).task(tuning)
-        if changed(a.info["task"], task):
+        if task.is_other(a.info["task"]):
             raise CourseError(f"The texts of {a.folder} have changed since it ran.")
         return metrics.compare(correct(a), (baselines.tfidf(task).argmax(1) == task.test.labels)[None].astype(float))
     if a.info["task"]["test_hash"] != b.info["task"]["test_hash"]:
@@ -210,8 +208,7 @@ def _one(
         run.update(status="finished", finished=now(), cpu_share=run.cpu_share() if where.kind == "cpu" else None)
         checkpoint.remove(run.folder / "checkpoints")
     finally:
-        run.update(timings=timer.seconds)
-        run.release()
+        run.end(timings=timer.seconds)
     return run
 
 
@@ -340,22 +337,6 @@ def around(
         average=optim.TailAverage(model, AVERAGED_FROM) if tuning.keep == "average" else None,
         best=optim.Best(model) if tuning.keep == "best" and tuning.evaluate_every else None,
     )
-
-
-def describe(task: labelled.Task) -> dict[str, Any]:
-    """What a record says of its task."""
-    about = {
-        "name": task.name, "classes": task.classes, "train": len(task.train), "dev": len(task.dev),
-        "test": len(task.test), "train_hash": task.train.identity(), "dev_hash": task.dev.identity(),
-        "test_hash": task.test.identity(),
-    }  # fmt: skip
-    return about | ({"notes": list(task.notes)} if task.notes else {})
-
-
-def changed(recorded: dict[str, Any], task: labelled.Task) -> bool:
-    """Whether a record is about other texts than `task` has; old records have fewer hashes."""
-    now = describe(task)
-    return any(recorded[key] != now[key] for key in recorded.keys() - {"notes"})
 
 
 def _result(parts: list[Run], head: base.Head) -> dict[str, Any]:

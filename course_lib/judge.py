@@ -39,7 +39,7 @@ def on_corpus(folder: Path, corpus: str, encoding: str, where: Device) -> dict[s
     packed = _with(tokenizer, data.held_out_documents())
     context, policy = model.config.max_position_embeddings, Precision.for_device(where)
     if causal:
-        return {"bits_per_byte": evaluate.bits_per_byte(model, packed, context, policy, tokenizer.bos_token_id)}
+        return {"bits_per_byte": evaluate.bits_per_byte(model, packed, context, policy, _beginning(tokenizer))}
     if sorted(tokenizer.all_special_ids) != list(range(len(tokenizer.all_special_ids))):
         raise CourseError(f"Masks can only be drawn for tokenizers whose special tokens come first; {folder}'s do not.")
     recipe = recipes.get("mlm")
@@ -53,9 +53,18 @@ def on_pairs(folder: Path, pairs_folder: Path, where: Device) -> dict[str, float
     return pairs.minimal_pairs(model, tokenizer, pairs_folder, causal)
 
 
+def _beginning(tokenizer: Any) -> int:
+    """The token that stands before a document; where there is none, the end of the one before."""
+    marks = (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.eos_token_id)
+    found = next((mark for mark in marks if mark is not None), None)
+    if found is None:
+        raise CourseError("The tokenizer marks neither begin nor end of a text, so documents cannot be told apart.")
+    return int(found)
+
+
 def _with(tokenizer: Any, documents: list[str]) -> Packed:
     """The documents as one stream of another tokenizer's tokens, each after a BOS."""
     ids = encode(tokenizer, documents)
-    bos = tokenizer.bos_token_id
+    bos = _beginning(tokenizer)
     stream = [row if row[:1] == [bos] else [bos, *row] for row in ids]
     return Packed(np.concatenate(stream), len(documents), sum(len(text.encode()) for text in documents))

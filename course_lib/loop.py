@@ -102,7 +102,9 @@ def _gradients(
                 precision.backward(torch.stack([shares[t] * loss for t, loss in losses.items()]).sum())
             for term, loss in losses.items():
                 sums[term] += loss.detach()
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:  # Apple's GPUs raise no OutOfMemoryError
+        if not isinstance(error, torch.OutOfMemoryError) and "out of memory" not in str(error):
+            raise
         return None  # what the exception holds must be free before the next try
     return sums
 

@@ -58,6 +58,9 @@ SIZES = {
     "small": Size(512, 12, 8, 16384, 1024),
     "base": Size(768, 12, 12, 32768, 1024),
 }
+SMALL_STEP = 2**11  # tokens of an optimizer step: small ones win on a core (the ladder of chapter 7)
+# On a GPU. Not measured here: a choice that grows towards nanoGPT's half a million for 124 million weights.
+STEP_TOKENS = dict(zip(SIZES, (2**11, 2**11, 2**11, 2**12, 2**14, 2**16, 2**17), strict=True))
 
 
 def size(name: str) -> Size:
@@ -225,7 +228,7 @@ def flops_per_token(model: PreTrainedModel, context: int, head_share: float = 1.
     """Training FLOP per token: 6 a weight in a matrix product, and 12·layers·hidden·context for attention.
 
     `head_share`: the share of tokens the output head is applied to (0.3 for masked-language modelling at 30 %). Source:
-    Kaplan et al. (2020), table 1; the input embedding is a look-up and costs nothing, a tied head does. Equation
+    Chowdhery et al. (2022), appendix B; the input embedding is a look-up and costs nothing, a tied head does. Equation
     eq-training-flops.
     """
     inner = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and not is_outer(name))

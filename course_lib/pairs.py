@@ -63,10 +63,11 @@ def log_likelihoods(
         seen = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device)
         hidden = model.base_model(input_ids=ids, attention_mask=seen).last_hidden_state
         asked = wanted != IGNORE
-        logits = token_logits(model, hidden[asked]).double()  # (asked, vocab)
+        logits = token_logits(model, hidden[asked]).cpu().double()  # (asked, vocab); not every device has 64 bits
+        wanted, asked = wanted.cpu(), asked.cpu()
         scores = logits.log_softmax(-1).gather(1, wanted[asked][:, None]).squeeze(1)
-        owner = torch.tensor(owners, device=device)[:, None].expand_as(wanted)[asked]
-        sums.index_add_(0, owner.cpu(), scores.cpu())
+        owner = torch.tensor(owners)[:, None].expand_as(wanted)[asked]
+        sums.index_add_(0, owner, scores)
     return sums
 
 

@@ -59,6 +59,7 @@ def pretrain(
     where, fetching = device.pick(config.device), Timer()
     settings = resolve(config, where)
     distributed.start(where.kind)
+    training.step_rows(settings)  # an error before anything is made
     log = log if distributed.rank() == 0 else _silent
     with fetching("fetch"):
         corpus = corpora.load(settings.corpus, settings.encoding)
@@ -73,8 +74,7 @@ def pretrain(
         with timer("evaluate"):
             _finish(run, state, data, where)
     finally:
-        run.update(timings=timer.seconds, seconds=round(earlier + time.monotonic() - started, 3))
-        run.release()
+        run.end(timings=timer.seconds, seconds=round(earlier + time.monotonic() - started, 3))
     log(f"On held-out text: {_scores(run.info['result'])}. Stored in {run.folder}")
     return run
 
@@ -116,6 +116,9 @@ def _set_up(
             _prepare(run, settings, corpus, log)
         distributed.barrier()  # the others find it in the cache
         data = _prepare(run, settings, corpus, _silent)
+        if not data.valid.rows(settings.context):
+            held_out = f"{len(data.valid.tokens)} tokens held out, less than a row of {settings.context}"
+            raise CourseError(f"There are only {held_out}. Use more text, or a smaller --context.")
     with timer("plan"):
         state = training.build(settings, data, where)
         if "plan" not in run.info:
@@ -169,6 +172,7 @@ def resolve(config: Config, where: device.Device) -> Config:
         architecture=architecture,
         vocab_size=config.vocab_size or shape.vocab,
         context=config.context or shape.context,
+        step_tokens=config.step_tokens or (models.STEP_TOKENS[size] if where.kind == "cuda" else models.SMALL_STEP),
         metric=config.metric or ("bits_per_byte" if recipe.causal else f"{next(iter(recipe.objective.weights))}_loss"),
     )
 
@@ -246,7 +250,8 @@ def _train(run: Run, state: Training, data: prepare.Prepared, timer: Timer, log:
         training.compile_body(state.model)
     micro_batches = training.steps(state, settings, data.tokenizer, plan_made["micro_rows"])
     shape = schedule.build(settings.schedule, settings.warmup, settings.cooldown)
-    drive(run, state, micro_batches, shape, lambda: training.score(state, settings, data), timer, log, save_every)
+    if not training.stopped(state, settings.patience):
+        drive(run, state, micro_batches, shape, lambda: training.score(state, settings, data), timer, log, save_every)
 
 
 def _finish(run: Run, state: Training, data: prepare.Prepared, where: device.Device) -> None:
@@ -297,7 +302,7 @@ def _card(run: Run, result: dict[str, Any]) -> str:
     data, info = run.info["data"], run.info
     return (
         f"---\nlibrary_name: transformers\n---\n# {info['id']}\n\n"
-        f"Trained from random weights by *One GPU, One Day* on the corpus `{data['corpus']}` "
+        f"Trained from scratch by *One GPU, One Day* on the corpus `{data['corpus']}` "
         f"({data['train_bytes'] / 1e6:.1f} MB; licence of the text: {data['licence']}).\n\n"
         f"On {data['valid_bytes'] / 1e6:.2f} MB held out: {_scores(result)}; "
         f"after {result['tokens']:,} tokens in {format_duration(result['seconds'])} on {info['device']['name']}.\n\n"

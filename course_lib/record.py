@@ -31,12 +31,12 @@ class Run:
         self._lock = FileLock(folder / ".lock")
 
     @classmethod
-    def create(cls, folder: Path, config: dict[str, Any]) -> "Run":
+    def create(cls, folder: Path, config: dict[str, Any], kind: str = "") -> "Run":
         """A new, empty run with its provenance."""
         if (folder / "run.json").exists():
             raise CourseError(f"The run {folder} exists already. Choose another --run-id.")
         folder.mkdir(parents=True, exist_ok=True)
-        run = cls(folder, {"id": folder.name, "status": "running", "config": config})
+        run = cls(folder, {"id": folder.name, "status": "running", "config": config} | ({"kind": kind} if kind else {}))
         run.update(command=command(), started=now(), **provenance())
         return run
 
@@ -53,23 +53,27 @@ class Run:
             raise CourseError(f"{folder}/run.json is damaged. Delete the folder, or restore the file.") from None
 
     @classmethod
-    def begin(cls, config: Any, runs: Path, stem: str, run_id: str | None = None, fresh: bool = False) -> "Run":
+    def begin(
+        cls, config: Any, runs: Path, stem: str, run_id: str | None = None, fresh: bool = False, kind: str = ""
+    ) -> "Run":
         """The unfinished run that this config began, unless `fresh`; or a new one, `run_id` or `stem` and a number.
 
-        `config` is a dataclass. An option that is younger than the run counts as its default.
+        `config` is a dataclass. An option that is younger than the run counts as its default. `kind`: the command,
+        where two have the same options.
         """
         wanted, defaults = asdict(config), asdict(type(config)())
         for path in [] if fresh else sorted(runs.glob("*/run.json")):
             run = cls.open(path.parent)
             begun = run.info.get("config")  # a tool's record has none
             ours = begun and defaults | begun == wanted and run_id in (None, run.folder.name)
+            ours = ours and run.info.get("kind", "") == kind
             if ours and run.info["status"] != "finished" and run.acquire():
                 return run
         name, number = run_id or stem, 1
         while run_id is None and (runs / name).exists():
             number += 1
             name = f"{stem}-{number}"
-        run = cls.create(runs / name, wanted)
+        run = cls.create(runs / name, wanted, kind)
         run.acquire()
         return run
 
@@ -93,6 +97,13 @@ class Run:
         scratch = self.folder / ".run.json"
         scratch.write_text(json.dumps(self.info, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(scratch, self.folder / "run.json")
+
+    def end(self, **fields: Any) -> None:
+        """A last update; lets go of the run even where a full disk refuses it."""
+        try:
+            self.update(**fields)
+        finally:
+            self.release()
 
     def log(self, rows: list[dict[str, Any]]) -> None:
         """Append rows to metrics.jsonl. Floats keep every digit: a replay needs them."""

@@ -53,7 +53,7 @@ def drive(
             asked = distributed.total(asked, device)
             if asked["stop"] or asked["save"]:
                 recorder.save()
-            if asked["stop"]:
+            if asked["stop"] and go_on:  # at its early end a run has its average still to take
                 run.update(status="stopped")
                 at = f"Stopped at {state.budget.progress:.0%}; saved in {run.folder}."
                 raise Interrupted(f"{at} Run the same command again to continue.")
@@ -87,7 +87,7 @@ class Recorder:
         self.save_every, settings = save_every, run.info["settings"]
         self.loggers = loggers.open_all(settings["log"], run.folder, settings) if run.writes else []
         self.rows: list[dict[str, Any]] = []
-        self.last_step = self.last_save = time.monotonic()
+        self.last_step = self.last_save = time.perf_counter()
         self.last_cpu = time.process_time()
 
     def after(self, step: Step) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class Recorder:
         `worked`: processor seconds of a thread; on a CPU, less than `seconds` when others used it too.
         """
         self.state.step += 1
-        took, self.last_step = time.monotonic() - self.last_step, time.monotonic()
+        took, self.last_step = time.perf_counter() - self.last_step, time.perf_counter()
         worked = (time.process_time() - self.last_cpu) / torch.get_num_threads()
         assert self.state.budget
         if self.state.average:
@@ -120,7 +120,7 @@ class Recorder:
 
     def due(self) -> bool:
         """Whether it is time to save; the first process's clock counts."""
-        return self.run.writes and time.monotonic() - self.last_save > self.save_every
+        return self.run.writes and time.perf_counter() - self.last_save > self.save_every
 
     def save(self) -> None:
         """Write the rows, then a checkpoint; the first process only, but all must ask."""
@@ -136,4 +136,4 @@ class Recorder:
 
     def _restart(self) -> None:
         """The next step begins now."""
-        self.last_step, self.last_cpu = time.monotonic(), time.process_time()
+        self.last_step, self.last_cpu = time.perf_counter(), time.process_time()

@@ -34,10 +34,11 @@ def new_folder(target: Path) -> Iterator[Path]:
 
     If another process made `target` meanwhile, that one stays. A full disk raises CourseError and leaves nothing.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-    scratch.chmod(0o755)  # mkdtemp makes it private, but a cache or a run may be shared
+    scratch = target.parent / "nothing"
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+        scratch.chmod(0o755)  # mkdtemp makes it private, but a cache or a run may be shared
         yield scratch
         sync(scratch)
         if not target.exists():
@@ -53,7 +54,7 @@ def sync(folder: Path) -> None:
     """Force every file below `folder` to the disk, so that the rename that follows cannot overtake them."""
     for path in folder.rglob("*"):
         if path.is_file():
-            with path.open("rb") as file:
+            with path.open("r+b") as file:  # Windows syncs only what may be written
                 os.fsync(file.fileno())
 
 

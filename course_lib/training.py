@@ -91,8 +91,8 @@ class Training:
             self.best.load_state_dict(state["best"])
         self.masking.set_state(state["masking"])
         torch.set_rng_state(state["rng"])
-        if state["cuda_rng"]:
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        for number, saved in zip(range(torch.cuda.device_count()), state["cuda_rng"], strict=False):  # other cards now
+            torch.cuda.set_rng_state(saved, number)
 
 
 def build(settings: Config, data: prepare.Prepared, where: Device) -> Training:
@@ -160,6 +160,7 @@ def optimizers(model: nn.Module, settings: Config) -> list[torch.optim.Optimizer
 
 def step_rows(settings: Config) -> int:
     """Rows in a step of all processes together."""
+    assert settings.step_tokens, "settings are a config after `pretrain.resolve`"
     rows, world = max(1, settings.step_tokens // settings.context), distributed.world_size()
     if rows % world:
         raise CourseError(f"A step has {rows} rows, which {world} processes cannot share. Change --step-tokens.")

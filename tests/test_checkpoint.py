@@ -120,3 +120,25 @@ def test_the_first_signal_asks_and_the_second_interrupts(number):
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="asks the system how a file was opened")
+def test_what_is_synced_may_be_written(tmp_path, monkeypatch):
+    """Windows refuses to sync a file that was opened for reading."""
+    import fcntl
+
+    modes = []
+    monkeypatch.setattr(os, "fsync", lambda file: modes.append(fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE))
+    with storage.new_folder(tmp_path / "m") as scratch:
+        (scratch / "a").write_text("x")
+    assert modes[0] == os.O_RDWR
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_in_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("x")
+    made = storage.new_folder(tmp_path / "file" / "m")
+    with (
+        pytest.raises(CourseError, match="Could not write .*: (Not a directory|File exists). Nothing was changed"),
+        made,
+    ):
+        pass

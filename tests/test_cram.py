@@ -130,11 +130,15 @@ def test_verdicts_say_plainly_who_wins(tmp_path):
         "differences": {"scratch": difference(0.05, 0.01, 0.09), "tfidf": difference(-0.04, -0.06, -0.02)},
     }  # fmt: skip
     won, lost = cram.verdicts(Run(tmp_path, {"task": task}))
-    assert "the encoder is better than the same network from random weights: +5.0 points" in won
-    assert "(95 % interval +1.0 to +9.0, 3 seeds)" in won
-    assert "the encoder is worse than TF-IDF with logistic regression: -4.0 points" in lost
+    assert "the encoder is ahead of the same network from random weights: +5.0 points" in won
+    assert "(95 % interval +1.0 to +9.0, 3 seeds, too few for a verdict)" in won
+    assert "the encoder is behind TF-IDF with logistic regression: -4.0 points" in lost
     task["differences"]["tfidf"] = difference(0.01, -0.01, 0.03)
-    assert "not clearly better or worse than TF-IDF" in cram.verdicts(Run(tmp_path, {"task": task}))[1]
+    assert "not clearly ahead of or behind TF-IDF" in cram.verdicts(Run(tmp_path, {"task": task}))[1]
+    task["differences"]["tfidf"] = difference(0.02, 0.01, 0.03) | {"seeds": 5}
+    sure = cram.verdicts(Run(tmp_path, {"task": task}))[1]
+    assert "better than TF-IDF" in sure
+    assert sure.endswith("5 seeds).")
 
 
 def test_halves_share_the_budget():
@@ -159,3 +163,10 @@ def test_blanks_hide_one_whole_word(corpus_file, tmp_path, cpu):
     assert found["truth"] in text.split()
     assert len(found["guesses"]) == 4
     assert found["guesses"] == sorted(found["guesses"], key=lambda guess: -guess[1])
+
+
+def test_cram_is_one_process(corpus_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(CourseError, match="cram is one process. Use torchrun with pretrain"):
+        cram.cram(config(corpus_file), runs=tmp_path)
+    assert not list(tmp_path.glob("*/run.json"))

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
+from course_lib import models
+from course_lib.errors import CourseError
 from course_lib.record import Run
 from tools import keep_run
 
@@ -32,3 +34,16 @@ def test_an_unfinished_run_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["keep_run", str(run.folder), "movie_reviews"])
     with pytest.raises(SystemExit, match="running; the command in its run.json goes on"):
         keep_run.main()
+
+
+def test_what_predicts_no_tokens_is_left_alone(tmp_path, monkeypatch):
+    shape = models.Size(hidden=32, layers=2, heads=2, vocab=64, context=32)
+    network = models.build("modernbert", shape, models.Tokens(64))
+    kind = AutoModelForTokenClassification.from_config(network.config)
+    kind.save_pretrained(tmp_path / "it" / "model")
+    Run.create(tmp_path / "it", {}).update(status="finished")
+    before = (tmp_path / "it" / "model" / "model.safetensors").read_bytes()
+    monkeypatch.setattr("sys.argv", ["keep_run", str(tmp_path / "it"), "movie_reviews"])
+    with pytest.raises(CourseError, match="which predicts no tokens"):
+        keep_run.main()
+    assert (tmp_path / "it" / "model" / "model.safetensors").read_bytes() == before

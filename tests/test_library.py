@@ -213,3 +213,13 @@ def test_a_report_finds_what_was_planted(tmp_path):
 def test_unknown_models_are_refused():
     with pytest.raises(CourseError, match="Did you mean minilm"):
         pretrained.folder("minilmm")
+
+
+def test_rows_without_text_and_folders_without_a_slash(tmp_path, monkeypatch):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.jsonl").write_text('{"text": "one", "id": 1}\n{"text": null, "id": 2}\n')
+    assert list(corpora.load(f"hf:{tmp_path / 'texts'}").documents()) == ["one", ""]
+    (tmp_path / "texts" / "a.jsonl").unlink()
+    (tmp_path / "texts" / "b.txt").write_text("two")
+    monkeypatch.chdir(tmp_path)
+    assert list(corpora.load("texts").documents()) == ["two"]

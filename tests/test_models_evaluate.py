@@ -2,6 +2,7 @@ import copy
 import json
 import lzma
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -80,7 +81,10 @@ def test_bits_per_byte_scores_every_token_once(tmp_path, tiny_model, count):
     with torch.no_grad():
         expected = brute_force_bits(tiny_model, packed, 16, 0)
     scores = [evaluate.bits_per_byte(tiny_model, packed, 16, FLOAT32, batch_rows=rows) for rows in (1, 3, 64)]
-    assert scores == pytest.approx([expected] * 3, rel=1e-6)
+    with pytest.MonkeyPatch.context() as patch:  # a vocabulary too large for more than a row at once
+        patch.setattr(evaluate, "MAX_LOGITS", 16 * tiny_model.config.vocab_size + 1)
+        scores.append(evaluate.bits_per_byte(tiny_model, packed, 16, FLOAT32))
+    assert scores == pytest.approx([expected] * 4, rel=1e-6)
 
 
 def test_a_uniform_model_needs_log2_of_the_vocabulary(tmp_path):
@@ -224,3 +228,15 @@ def test_the_committed_decoder_scores_what_its_record_says(cpu):
     assert found["bits_per_byte"] == pytest.approx(record["committed"]["movie_reviews_bits_per_byte"], abs=1e-3)
     assert record["committed"]["movie_reviews_bits_per_byte"] <= 1.55
     assert record["result"]["cpu_share"] >= 0.9
+
+
+@pytest.mark.parametrize(
+    ("marks", "first"), [((5, 6, 7), 5), ((None, 6, 7), 6), ((None, None, 0), 0), ((None, None, None), None)]
+)
+def test_documents_begin_with_what_the_tokenizer_has(marks, first):
+    tokenizer = SimpleNamespace(**dict(zip(("bos_token_id", "cls_token_id", "eos_token_id"), marks, strict=True)))
+    if first is not None:
+        assert judge._beginning(tokenizer) == first
+    else:
+        with pytest.raises(CourseError, match="neither begin nor end of a text"):
+            judge._beginning(tokenizer)

@@ -1,10 +1,13 @@
 """The gazetteer and the CRF, on sentences small enough to read."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 
+from course_lib import cli
 from course_lib.data import tags
+from tests.test_heads import pretrained
 from tools import ablate_ner, ner_baselines
 from tools.ner_baselines import Gazetteer, features, field
 
@@ -72,7 +75,7 @@ LOW, MIDDLE, HIGH = ablate_ner.RATES
 
 
 def a_run(name, lr, seed, dev, test=0.5):
-    return {"name": name, "lr": lr, "seed": seed, "dev_f1": dev, "f1": test}
+    return {"name": name, "lr": lr, "seed": seed, "dev_f1": dev, "f1": test, "seen_f1": test, "unseen_f1": 0.0}
 
 
 def test_the_rate_is_chosen_on_dev_by_seed_0_and_only_when_all_are_there():
@@ -81,33 +84,57 @@ def test_the_rate_is_chosen_on_dev_by_seed_0_and_only_when_all_are_there():
     runs += [a_run("full", LOW, 0, 0.7, test=0.99), a_run("full", LOW, 1, 0.9), a_run("other", LOW, 0, 1.0)]
     assert ablate_ner.best(runs, "full") == MIDDLE  # the lowest of equals; no other seed and no test score counts
     assert [run["lr"] for run in ablate_ner.chosen(runs, "full")] == [MIDDLE]
+    assert ablate_ner.best(runs, "full, 250 labels") == MIDDLE  # a point of the curve takes its arm's
 
 
 def test_what_is_compared_has_five_seeds_and_a_setting_its_own_options():
     plan = ablate_ner.settings(half=2)
-    assert plan["lower half frozen"] == {"freeze": "bottom-2", "labels": 0}
+    assert plan["lower half frozen"] == {"freeze": "bottom-2", "labels": ablate_ner.LABELS}
     assert plan["random weights, 250 labels"] == {"scratch": True, "labels": 250}
     assert {name for name, setting in plan.items() if ablate_ner.seeds(setting) == 5} == set(ablate_ner.LAYERS)
 
 
 @pytest.mark.parametrize("lr", ablate_ner.RATES)
 def test_every_command_is_one_that_the_command_line_understands(lr, tmp_path):
-    from course_lib import cli
-
-    for name, setting in ablate_ner.settings(half=2).items():
-        line = ablate_ner.command("runs/x", tmp_path, name, setting, lr, 3, "peoples_daily")
+    for setting in ablate_ner.settings(half=2).values():
+        line = ablate_ner.command("runs/x", str(tmp_path), setting, lr, 3, "peoples_daily")
         options = cli.parser().parse_args(line[2:])
         assert (options.head, options.seed, options.json) == ("ner", 3, True)
         assert options.labels == setting["labels"]
         assert options.scratch == setting.get("scratch", False)
         assert options.lr == lr
-        assert not set(" ,") & set(options.run_id)
+        assert options.epochs * options.labels >= 5000
 
 
 def test_a_setting_with_missing_seeds_is_left_out_of_the_summary():
     plan = {"full, 250 labels": {"labels": 250}}
-    runs = [a_run("full, 250 labels", lr, 0, 0.5 + lr, test=0.6) for lr in ablate_ner.RATES]
-    runs += [a_run("full, 250 labels", HIGH, 1, 0.8, test=0.7)]
+    runs = [a_run("full", lr, 0, 0.5 + lr) for lr in ablate_ner.RATES]
+    runs += [a_run("full, 250 labels", HIGH, seed, 0.8, test=0.6 + 0.1 * seed) for seed in range(2)]
     assert ablate_ner.summary(runs, plan) == []
     (row,) = ablate_ner.summary([*runs, a_run("full, 250 labels", HIGH, 2, 0.8, test=0.8)], plan)
     assert (row["mean"], row["least"], row["most"], row["lr"]) == (0.7, 0.6, 0.8, HIGH)
+
+
+def test_a_run_becomes_a_row_from_which_ways_are_compared(tmp_path, capsys):
+    base, setting = pretrained(tmp_path / "base", kind="byte-bpe"), {"labels": 60}
+    rows = []
+    for name, epochs in (("full", 30), ("body frozen", 1)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ablate_ner, "EPOCHS", {60: epochs})
+            line = ablate_ner.command(str(base), str(tmp_path / name), setting, 3e-3, 0, "wiki_names")
+        assert cli.main([*line[2:], "--stride=8", "--device=cpu"]) == 0
+        printed = capsys.readouterr().out
+        seen = ablate_ner.observe(tmp_path / name / "run", printed)
+        rows.append({"name": name, "lr": LOW, "seed": 0} | seen)
+        right, all_ = zip(*(map(float, pair.split("/")) for pair in seen["hits"].split()), strict=True)
+        assert len(right) == 45
+        assert sum(right) / sum(all_) == pytest.approx(json.loads(printed)["result"]["f1"], abs=1e-4)
+    assert rows[0]["f1"] > rows[1]["f1"]
+    assert rows[0]["test_hash"] == rows[1]["test_hash"]
+    names = ablate_ner.learned("wiki_names", 60)
+    assert names < ablate_ner.learned("wiki_names", 0)
+    runs = [row | {"seed": seed} for row in rows for seed in range(5)]
+    runs += [row | {"lr": lr, "dev_f1": -1} for row in rows for lr in (MIDDLE, HIGH)]
+    verdict = ablate_ner.verdicts(runs)["full against body frozen"]
+    assert verdict["mean"] == pytest.approx(rows[0]["f1"] - rows[1]["f1"], abs=1e-3)
+    assert ablate_ner.verdicts(runs[1:]) == {}, "a claim wants all its seeds"

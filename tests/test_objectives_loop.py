@@ -228,3 +228,19 @@ def test_the_loop_runs_in_16_bit_on_cpu(tiny_model, dtype):
     )
     assert steps[-1].losses["clm"] < steps[0].losses["clm"] - 0.5
     assert all(p.dtype == torch.float32 for p in tiny_model.parameters())
+
+
+def test_memory_runs_out_in_other_words_on_other_devices(tiny_model):
+    class Apple(CausalLM):
+        def __init__(self, message):
+            self.message = message
+
+        def __call__(self, model, batch):
+            if len(batch["input_ids"]) > 2:
+                raise RuntimeError(self.message)
+            return super().__call__(model, batch)
+
+    _, done = weights_after(tiny_model, [[batch_of(4, 3, 0)]], Apple("MPS backend out of memory (MPS allocated: 1 GB)"))
+    assert done[0].shrunk == 2
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        weights_after(tiny_model, [[batch_of(4, 3, 0)]], Apple("shapes differ"))

@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from course_lib import cli, device, models
 from course_lib.config import Config
 from course_lib.errors import CourseError
-from course_lib.pretrain import pretrain
+from course_lib.pretrain import pretrain, resolve
 from course_lib.record import Run
 from course_lib.recorder import Interrupted
 
@@ -247,3 +248,25 @@ def test_an_encoder_may_read_characters_and_a_decoder_may_not(tmp_path):
         pretrain(replace(asked, objective="clm"), runs=tmp_path / "runs")
     with pytest.raises(CourseError, match="'charcters'. Did you mean characters"):
         pretrain(replace(asked, tokenizer="charcters"), runs=tmp_path / "runs")
+
+
+def test_too_little_held_out_text_is_said_before_training(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(json.dumps({"text": f"{n} {'word ' * 60}"}) + "\n" for n in range(100)))
+    with pytest.raises(CourseError, match=r"There are only \d+ tokens held out, less than a row of 1024"):
+        pretrain(config(path, context=1024, step_tokens=1024), runs=tmp_path / "runs", log=lambda m: None)
+
+
+def test_a_step_suits_the_size_unless_it_is_asked_for():
+    gpu = device.Device("cuda", "T4", "float16", 16 * 10**9, 2, 65e12)
+    steps = lambda where, **more: resolve(Config(corpus="docs", **more), where).step_tokens
+    assert [steps(gpu, size=size) for size in ("nano", "base")] == [2**11, 2**17]
+    assert steps(gpu, size="base", step_tokens=4096) == 4096
+    assert steps(device.pick("cpu"), size="base") == 2**11
+    assert list(models.STEP_TOKENS) == list(models.SIZES)
+
+
+def test_a_folder_that_may_not_be_written_is_an_error_in_a_sentence(corpus_file, tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    assert cli.main(command(corpus_file, tmp_path / "file" / "runs")[3:]) == 1
+    assert "file/runs" in capsys.readouterr().err.splitlines()[-1]

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from course_lib.config import Config
 from course_lib.errors import CourseError
 from course_lib.record import Run, Timer
 from tests.conftest import ROOT
@@ -62,3 +63,13 @@ def test_a_record_says_how_its_tool_was_called_without_where_it_lies(tmp_path):
     called = [sys.executable, "-m", "a_tool", "--out", "runs/x"]
     done = subprocess.run(called, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["python", "-m", "a_tool", "--out", "runs/x"]
+
+
+def test_two_commands_with_the_same_options_do_not_continue_each_other(tmp_path):
+    plain = Run.begin(Config(), tmp_path, "a")
+    plain.release()
+    other = Run.begin(Config(), tmp_path, "a", kind="cram")
+    assert other.folder != plain.folder
+    other.release()
+    assert Run.begin(Config(), tmp_path, "a", kind="cram").folder == other.folder
+    assert Run.begin(Config(), tmp_path, "a").folder == plain.folder

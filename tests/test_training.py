@@ -11,6 +11,7 @@ import torch._dynamo
 from transformers import AutoModel
 
 from course_lib import loggers, models, objectives, plan, recipes, training
+from course_lib import pretrain as pretraining
 from course_lib.errors import CourseError
 from course_lib.pretrain import pretrain
 from course_lib.record import Run
@@ -171,3 +172,23 @@ def test_scores_do_not_depend_on_the_batch_size_or_disturb_the_rng(corpus_file, 
     for term in found[0]:
         if term != "rtd":  # its samples are drawn batch by batch
             assert found[0][term] == pytest.approx(found[1][term], rel=1e-5)
+
+
+def test_a_run_that_stopped_early_does_not_train_on(corpus_file, tmp_path, monkeypatch):
+    """Killed while its end was scored, the same command has only that left to do; on a machine with fewer GPUs, too."""
+    worse = config(corpus_file, evaluate_every=0.05, patience=1, lr=3.0, matrix_lr=3.0, schedule="constant")
+    state_dict, gpus = training.Training.state_dict, {"cuda_rng": [torch.zeros(16, dtype=torch.uint8)] * 2}
+
+    def killed(*arguments):
+        raise CourseError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretraining, "_finish", killed)
+        patch.setattr(training.Training, "state_dict", lambda self: state_dict(self) | gpus)
+        with pytest.raises(CourseError, match="killed"):
+            pretrain(worse, runs=tmp_path, run_id="r", log=lambda m: None)
+    before = list(Run.open(tmp_path / "r").metrics())
+    assert len(before) < 50
+    run = pretrain(worse, runs=tmp_path, run_id="r", log=lambda m: None)
+    assert run.info["status"] == "finished"
+    assert list(run.metrics()) == before

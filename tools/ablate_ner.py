@@ -2,15 +2,17 @@
 
     python -m tools.ablate_ner --out runs/ablate-ner --model runs/encoder-zh-1h [--single | --tables]
 
-Every setting gets the same learning rates (`RATES`) on seed 0; the one that is best on the validation block is repeated
-with the other seeds. Only then is a test score looked at. A run is a process of at most `BUDGET` of training, so this
-says what a way to fine-tune is worth in that time; what hours are worth is in the records of whole fine-tunings.
-Stopped, the same command goes on, and a second one on another core takes its share.
+Which layers should learn is asked with `LABELS` sentences and `CLAIM` seeds; every setting gets the same learning rates
+(`RATES`) on seed 0, and the one that is best on the validation block is kept. The curve over labels takes the rates of
+its arms at `LABELS`. Epochs are counted, not seconds, so a run may share its core, and runs of several machines may
+stand in one record; each says where it ran. Stopped, the same command goes on, and a second one on another core takes
+its share.
 """
 
 import json
-import shutil
-from functools import partial
+import tempfile
+from collections.abc import Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +28,19 @@ from course_lib.record import Run
 from tools.trials import Trials, record_parser, spread
 
 Setting = dict[str, Any]
-BUDGET = "1m"
 CLAIM, POINT = 5, 3  # seeds: of what is compared, of a point of the curve over labels
-EPOCHS = {250: 20.0, 1000: 5.0, 4000: 3.0, 0: 3.0}  # by number of labels; 0: all. The budget ends most before that
-STEP_ROWS = 8  # many small steps: few large ones learn less in a minute
+LABELS = 1000  # sentences to learn from, where ways are compared
+EPOCHS = {250: 20.0, LABELS: 5.0, 4000: 3.0}  # by number of labels
+STEP_ROWS = 8  # many small steps: few large ones learn less
 RATES = (5e-4, 1e-3, 2e-3)
-ALL = "full"
+ALL, SCRATCH = "full", "random weights"
 LAYERS: dict[str, Setting] = {
     ALL: {},
-    "embeddings frozen": {"freeze": "embeddings"},
-    "lower half frozen": {"freeze": "bottom-K"},
+    SCRATCH: {"scratch": True},
     "body frozen": {"freeze": "body"},
+    "lower half frozen": {"freeze": "bottom-K"},
+    "embeddings frozen": {"freeze": "embeddings"},
     "gradual": {"freeze": "gradual"},
-    "random weights": {"scratch": True},
 }
 
 
@@ -47,38 +49,27 @@ def settings(half: int) -> dict[str, Setting]:
     found = {}
     for name, change in LAYERS.items():
         depth = {"freeze": f"bottom-{half}"} if change.get("freeze") == "bottom-K" else {}
-        found[name] = change | depth | {"labels": 0}
-    for labels in (count for count in EPOCHS if count):
-        for name in (ALL, "random weights"):
-            found[f"{name}, {labels} labels"] = LAYERS[name] | {"labels": labels}
-    return found
+        found[name] = change | depth | {"labels": LABELS}
+    return found | {point(arm, n): LAYERS[arm] | {"labels": n} for n in EPOCHS if n != LABELS for arm in (ALL, SCRATCH)}
 
 
-def command(model: str, runs: Path, name: str, setting: Setting, lr: float, seed: int, task: str) -> list[str]:
+def point(arm: str, labels: int) -> str:
+    """The name of an arm's point on the curve over labels."""
+    return arm if labels == LABELS else f"{arm}, {labels} labels"
+
+
+def command(model: str, runs: str, setting: Setting, lr: float, seed: int, task: str) -> list[str]:
     """The fine-tuning command of one run."""
     choice = setting | {"lr": lr, "seed": seed, "epochs": EPOCHS[setting["labels"]], "step_rows": STEP_ROWS}
     scratch = ["--scratch"] if choice.pop("scratch", False) else []
-    choice |= {"task": task, "model": model, "budget": BUDGET, "runs": runs, "run_id": run_name(name, lr, seed)}
+    choice |= {"task": task, "model": model, "runs": runs, "run_id": "run"}
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in choice.items()]
-    return ["-m", "course_lib", "finetune", "ner", *flags, *scratch, "--device=cpu", "--json"]
+    return ["-m", "course_lib", "finetune", "ner", *flags, *scratch, "--json"]
 
 
 def seeds(setting: Setting) -> int:
     """How many a setting gets."""
-    return POINT if setting["labels"] else CLAIM
-
-
-def run_name(name: str, lr: float, seed: int) -> str:
-    """A folder's name."""
-    return f"{name.replace(', ', '-').replace(' ', '-')}-{lr}-{seed}"
-
-
-def read(folder: Path, printed: str) -> dict[str, Any]:
-    """The scores that a run printed. Its weights are dropped, its predictions stay for the comparison."""
-    info = json.loads(printed)
-    shutil.rmtree(folder / "model", ignore_errors=True)
-    kept = ("f1", "strict_f1", "precision", "recall", "dev_f1", "ece_raw", "ece", "cpu_share")
-    return {key: info["result"][key] for key in kept} | {"seconds": info["seconds"]}
+    return CLAIM if setting["labels"] == LABELS else POINT
 
 
 def main() -> None:
@@ -88,23 +79,48 @@ def main() -> None:
     parser.add_argument("--task", default="peoples_daily")
     parser.add_argument("--tables", action="store_true", help="run nothing: write the tables of what is there")
     options = parser.parse_args()
-    about = {"model": options.model, "task": options.task, "budget": BUDGET, "rates": RATES}
-    trials = Trials(options.out, "ablate-ner", options.single, **about)
-    runs, plan = options.out / "models", settings(half_of(options.model))
-    for name, setting in ({} if options.tables else plan).items():
-        for lr, seed in [*((lr, 0) for lr in RATES), *((None, seed) for seed in range(1, seeds(setting)))]:
-            lr = lr or best(trials.record["runs"], name)
-            if lr is None:  # another process is still choosing
-                continue
-            line = command(options.model, runs, name, setting, lr, seed, options.task)
-            folder = runs / run_name(name, lr, seed)
-            what = {"name": name, "lr": lr, "seed": seed}
-            trials.run(what, line, partial(read, folder), folder)
+    about = {"model": options.model, "task": options.task, "labels": LABELS, "epochs": EPOCHS, "rates": RATES}
+    trials = Trials(options.out, "ablate-ner", options.single, "auto", **about)
+    plan = settings(half_of(options.model))
+    for name, lr, seed in [] if options.tables else asked(trials, plan):
+        with tempfile.TemporaryDirectory() as runs:
+            line = command(options.model, runs, plan[name], lr, seed, options.task)
+            trials.run({"name": name, "lr": lr, "seed": seed}, line, partial(observe, Path(runs) / "run"))
     rows = summary(trials.record["runs"], plan)
-    apart = familiarity(trials.record["runs"], rows, runs, options.task)
-    trials.store(summary=rows, verdicts=verdicts(trials.record["runs"], runs), familiarity=apart)
+    trials.store(summary=rows, verdicts=verdicts(trials.record["runs"]))
     for row in rows:
         print("{name:<32} rate {lr}  F1 {mean:.3f} ({least:.3f} to {most:.3f}), {seeds} seeds".format(**row))
+
+
+def asked(trials: Trials, plan: dict[str, Setting]) -> Iterator[tuple[str, float, int]]:
+    """(name, rate, seed) of all runs, in the plan's order; what lacks its rate is left for the next time."""
+    for name, setting in plan.items():
+        yield from ((name, lr, 0) for lr in RATES if name in LAYERS)
+        for seed in range(seeds(setting)):
+            if lr := best(trials.record["runs"], name):
+                yield name, lr, seed
+
+
+def observe(folder: Path, printed: str) -> dict[str, Any]:
+    """The row of a finished run: scores, by familiarity too, and what `compare` wants to know of each sentence."""
+    run, result = Run.open(folder), json.loads(printed)["result"]
+    (path,) = folder.glob(f"seed-*/{PREDICTIONS}")
+    said = json.loads(path.read_text(encoding="utf-8"))
+    known = learned(run.info["config"]["task"], run.info["config"]["labels"])
+    apart = metrics.by_familiarity(said["words"], said["labels"], said["tags"], known)
+    kept = ("f1", "strict_f1", "precision", "recall", "dev_f1", "ece_raw", "ece")
+    about = {"test_hash": run.info["task"]["test_hash"], "device": run.info["device"]["name"]}
+    hits = " ".join(f"{right:g}/{all_:g}" for right, all_ in finetune.correct(run)[0])
+    rounded = {name: round(score, 4) for name, score in apart.items()}
+    return {key: result[key] for key in kept} | rounded | about | {"hits": hits}
+
+
+@cache
+def learned(name: str, labels: int) -> set[tuple[str, ...]]:
+    """The names in the sentences that a fine-tuning learns from."""
+    task = registry.get("ner").task(Tuning(task=name, head="ner", labels=labels))
+    words = [[text.text[s:e] for s, e in text.places] for text in task.train.texts]
+    return tags.names(words, [[task.classes[i] for i in labels] for labels in task.train.labels])
 
 
 def half_of(model: str) -> int:
@@ -118,7 +134,8 @@ def half_of(model: str) -> int:
 
 def best(runs: list[dict[str, Any]], name: str) -> float | None:
     """The rate of seed 0 with the highest dev F1, the lowest of equals; None until all are there."""
-    tried = {run["lr"]: run["dev_f1"] for run in runs if run["name"] == name and run["seed"] == 0}
+    arm = name.partition(",")[0]  # a point of the curve takes its arm's
+    tried = {run["lr"]: run["dev_f1"] for run in runs if run["name"] == arm and run["seed"] == 0}
     return max(sorted(tried), key=lambda lr: tried[lr]) if len(tried) == len(RATES) else None
 
 
@@ -134,32 +151,19 @@ def summary(runs: list[dict[str, Any]], plan: dict[str, Setting]) -> list[dict[s
     for name, setting in plan.items():
         found = chosen(runs, name)
         if len(found) == seeds(setting):
+            mean = lambda key, found=found: round(float(np.mean([run[key] for run in found])), 4)
             about = {"name": name, "labels": setting["labels"], "lr": found[0]["lr"]}
-            dev = {"dev": round(float(np.mean([run["dev_f1"] for run in found])), 4)}
-            rows.append(about | spread([run["f1"] for run in found]) | dev)
+            others = {"dev": mean("dev_f1"), "seen_f1": mean("seen_f1"), "unseen_f1": mean("unseen_f1")}
+            rows.append(about | spread([run["f1"] for run in found]) | others)
     return rows
 
 
-def familiarity(runs: list[dict[str, Any]], rows: list[dict[str, Any]], folder: Path, task: str) -> dict[str, Any]:
-    """Mean F1 over the seeds of names that the training sentences have, and of all others, for every row."""
-    found = {}
-    for row in rows:
-        learned = registry.get("ner").task(Tuning(task=task, head="ner", labels=row["labels"]))
-        words = [[text.text[s:e] for s, e in text.places] for text in learned.train.texts]
-        known = tags.names(words, [[learned.classes[i] for i in labels] for labels in learned.train.labels])
-        places = [folder / run_name(row["name"], run["lr"], run["seed"]) for run in chosen(runs, row["name"])]
-        said = [json.loads(path.read_text("utf-8")) for place in places for path in place.glob(f"seed-*/{PREDICTIONS}")]
-        scores = [metrics.by_familiarity(one["words"], one["labels"], one["tags"], known) for one in said]
-        found[row["name"]] = {key: round(float(np.mean([one[key] for one in scores])), 4) for key in scores[0]}
-    return found
-
-
-def verdicts(runs: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+def verdicts(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Each way to fine-tune against the full one, paired over test sentences: gain of the full one."""
 
     def hits(name: str) -> np.ndarray:
-        folders = [folder / run_name(name, run["lr"], run["seed"]) for run in chosen(runs, name)]
-        return np.concatenate([finetune.correct(Run.open(path)) for path in folders])
+        rows = [[pair.split("/") for pair in run["hits"].split()] for run in chosen(runs, name)]
+        return np.array(rows, dtype=float)  # (seeds, sentences, 2)
 
     whole = [name for name in LAYERS if len(chosen(runs, name)) == CLAIM]
     if ALL not in whole:

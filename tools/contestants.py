@@ -44,6 +44,7 @@ def ours(data: Prepared, seconds: float, seed: int, setting: dict[str, Any], obj
         architecture=recipes.get(objective).architecture,
         size="nano",
         context=models.SIZES["nano"].context,
+        step_tokens=models.STEP_TOKENS["nano"],
         seed=seed,
         embeddings="cooccurrence" if objective == "clm" else "random",
     )
@@ -157,7 +158,7 @@ class Shown(torch.nn.Module):
 
     def __init__(self, network: torch.nn.Module):
         super().__init__()
-        self.network = network
+        self.network, self.config = network, network.config
 
     def forward(self, input_ids: torch.Tensor, use_cache: bool) -> Any:  # noqa: D102
         ids = input_ids.contiguous()

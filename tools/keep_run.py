@@ -11,8 +11,7 @@ import json
 import tempfile
 from pathlib import Path
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+from safetensors.torch import load_file, save_file
 
 from course_lib import checkpoint, device, judge, progress
 from course_lib.record import Run
@@ -28,6 +27,7 @@ def main() -> None:
     run = Run.open(options.run)
     if run.info["status"] != "finished":
         raise SystemExit(f"{options.run} is {run.info['status']}; the command in its run.json goes on with it.")
+    judge.load(run.folder, device.pick("cpu"))  # refuses what predicts no tokens
     checkpoint.remove(run.folder / "checkpoints")
     halve(run.folder / "model")
     scores = {corpus: judge.on_corpus(run.folder, corpus, "utf-8", device.pick("cpu")) for corpus in options.corpora}
@@ -37,14 +37,15 @@ def main() -> None:
 
 def halve(folder: Path) -> None:
     """Store the weights in float16; everything else in the folder stays as it is."""
-    config = AutoConfig.from_pretrained(folder)
-    kind = AutoModelForCausalLM if "CausalLM" in config.architectures[0] else AutoModelForMaskedLM
-    model = kind.from_pretrained(folder, dtype=torch.float16)
+    weights, about = folder / "model.safetensors", folder / "config.json"
+    halves = {name: t.half() if t.is_floating_point() else t for name, t in load_file(weights).items()}
+    config = json.loads(about.read_text(encoding="utf-8")) | {"dtype": "float16"}
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        model.save_pretrained(scratch)
-        for name in ("model.safetensors", "config.json"):
-            (Path(scratch) / name).chmod(0o644)  # weights come readable by their owner only
-            (Path(scratch) / name).replace(folder / name)
+        save_file(halves, Path(scratch) / weights.name, {"format": "pt"})
+        (Path(scratch) / about.name).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for path in (weights, about):
+            (Path(scratch) / path.name).chmod(0o644)  # weights come readable by their owner only
+            (Path(scratch) / path.name).replace(path)
 
 
 if __name__ == "__main__":

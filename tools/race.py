@@ -15,13 +15,15 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from course_lib import models
 from course_lib.config import Config
 from course_lib.data import corpora, prepare
 from tools import step_profile
 from tools.trials import ROOT, Trials, spread
 
 VOCABULARY, CONTEXT = 2048, 128
-NANO = Config(architecture="qwen3", size="nano", context=CONTEXT, embeddings="random")
+STEP = models.STEP_TOKENS["nano"]
+NANO = Config(architecture="qwen3", size="nano", context=CONTEXT, step_tokens=STEP, embeddings="random")
 
 # Four settings each, by what their authors or common practice would try first.
 TRIALS: dict[str, list[dict[str, Any]]] = {

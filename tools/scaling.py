@@ -3,8 +3,8 @@
     python -m tools.scaling --out runs/scaling
 
 Trains two sizes for each budget and seed by the ordinary command, fine-tunes the first seed's models three times each
-beside the same network from random weights and TF-IDF, and fits bits = E + A·C^−α to the better size of each budget
-(C: FLOP of training). Stopped, the same command goes on, and a second one on another core takes its share.
+beside the same network from random weights and TF-IDF, and fits bits = E + A·C^−α to what no cheaper run beats (C: FLOP
+of training). Stopped, the same command goes on, and a second one on another core takes its share.
 The models stay in OUT/models and are not committed.
 """
 
@@ -37,9 +37,11 @@ def main() -> None:
         for seed in range(min(options.seeds, BUDGETS[budget])):
             for size in options.sizes:
                 train(trials, options.out / "models", size, budget, seed)
+    for budget in options.budgets:  # last: the law does not need it
         for size in options.sizes:
             judge(trials, options.out / "models", size, budget)
-    controls(trials, options.out / "models", options.sizes[-1])
+    if SIZES[-1] in options.sizes:
+        controls(trials, options.out / "models", SIZES[-1])
     runs = trials.record["runs"]
     trials.store(law=law([run for run in runs if run["step"] == "pretrained" and run["budget"] in BUDGETS]))
     for run in runs:
@@ -116,18 +118,13 @@ def difference(run: Run, other: Run | None) -> dict[str, Any]:
 
 
 def law(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """E, A, α of the better size at each budget, and a day's bits, with 95 % intervals of the least-squares fit.
+    """E, A, α of the runs on the front, and a day's bits, with 95 % intervals of the least-squares fit.
 
     A day is far outside of what was measured: the interval is the fit's, and says nothing of whether the law holds.
     """
-    by_budget: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for run in runs:
-        by_budget.setdefault(run["budget"], {}).setdefault(run["size"], []).append(run)
-    mean = lambda group: float(np.mean([run["bits_per_byte"] for run in group]))
-    groups = [min(sizes.values(), key=mean) for sizes in by_budget.values()]
-    if len(groups) < 5:
+    chosen = front(runs)
+    if len({(run["size"], run["budget"]) for run in chosen}) < 5:
         return {}
-    chosen = [run for group in groups for run in group]
     found, covariance = fit(chosen)
     last = max(chosen, key=lambda run: run["flops"])
     day = last["flops"] / last["seconds"] * DAY / 1e12  # teraFLOP
@@ -136,6 +133,19 @@ def law(runs: list[dict[str, Any]]) -> dict[str, Any]:
     columns["day"] = (bits(day, *found), bits(day, *draws.T))
     interval = lambda drawn: np.percentile(drawn, [2.5, 97.5]).round(4).tolist()
     return {name: {"fit": round(float(at), 4), "interval": interval(drawn)} for name, (at, drawn) in columns.items()}
+
+
+def front(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs of every size and budget that no other size and budget beats, in the mean, with fewer FLOP.
+
+    Seconds would not do: two machines read different amounts in the same budget.
+    """
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault((run["size"], run["budget"]), []).append(run)
+    place = {key: np.mean([(r["flops"], r["bits_per_byte"]) for r in group], axis=0) for key, group in groups.items()}
+    beaten = {key for key, spot in place.items() if any((other < spot).all() for other in place.values())}
+    return [run for key, group in groups.items() if key not in beaten for run in group]
 
 
 def bits(teraflops: Any, floor: float, scale: float, power: float) -> Any:

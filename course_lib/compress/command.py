@@ -36,14 +36,14 @@ def compress(
     """
     started = time.monotonic() if started is None else started
     progress.hush_transformers()
-    steps = recipes.parse(settings.recipe)
+    steps = _steps(settings)
     source, tuning = work.tuned(Path(settings.model))
     tuning = replace(tuning, device=settings.device, seed=settings.seed, lr=settings.lr or tuning.lr, log=settings.log)
     task = registry.get(tuning.head).task(tuning)
     model = work.teacher(source, tuning)
-    run = Run.begin(settings, runs, _name(settings, source), run_id, fresh)
+    run = Run.begin(settings, runs, _name(settings, source), run_id, fresh, "compress")
     try:
-        run.update(kind="compress", task=finetune.describe(task), tuning=asdict(tuning))
+        run.update(task=task.describe(), tuning=asdict(tuning))
         finetune.load_tokenizer(source.folder / "model").save_pretrained(run.folder / "tokenizer")
         shop = work.Workshop(run, model, tuning, task, log, checkpoint_every)
         made = copy.deepcopy(model.to(shop.where.torch))
@@ -56,10 +56,17 @@ def compress(
         shop.finish()
         run.update(status="finished", finished=now())
     finally:
-        run.update(seconds=round(run.info.get("seconds", 0.0) + time.monotonic() - started, 3))
-        run.release()
+        run.end(seconds=round(run.info.get("seconds", 0.0) + time.monotonic() - started, 3))
     log(table(run))
     return run
+
+
+def _steps(settings: Compression) -> list[Any]:
+    """The recipe; what cannot be measured in the end is refused before anything is learnt."""
+    steps = recipes.parse(settings.recipe)
+    for layout in filter(None, (getattr(step, "layout", None) for step in steps)):
+        export.check(layout)
+    return steps
 
 
 def _name(settings: Compression, source: Run) -> str:

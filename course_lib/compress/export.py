@@ -95,6 +95,14 @@ def _strip(path: Path) -> None:
     onnx.save(graph, path)
 
 
+def check(bits: quantized.Bits) -> None:
+    """Raise CourseError for integers that the runtime cannot multiply."""
+    if bits.per == "group" and bits.bits not in (2, 4, 8):
+        raise CourseError(f"onnxruntime has no products of {bits.bits} bits. Use 2, 4 or 8.")
+    if bits.per != "group" and bits.scheme == "weight":
+        raise CourseError("onnxruntime multiplies reals with integers in groups only. Use dynamic or static, or int4.")
+
+
 def _round(plain: Path, path: Path, bits: quantized.Bits | None, tables: bool, batches: Sequence[Batch]) -> None:
     """Integers where the model has some."""
     from onnxruntime import quantization as rounding
@@ -102,20 +110,13 @@ def _round(plain: Path, path: Path, bits: quantized.Bits | None, tables: bool, b
     if bits is None:
         path.write_bytes(plain.read_bytes())
         return
-    if bits.scheme == "weight" and bits.per != "group":
-        raise CourseError(
-            "onnxruntime multiplies reals with integers in groups only. Use int8 (dynamic), static or int4."
-        )
+    check(bits)
     kinds = ["MatMul", "Gemm", *["Gather"] * tables]
     common: dict[str, Any] = {"per_channel": bits.per == "channel", "weight_type": rounding.QuantType.QInt8}
     if bits.per == "group":
         import onnx
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-        if bits.bits not in (2, 4, 8):
-            raise CourseError(
-                f"onnxruntime has no products of {bits.bits} bits. Use 2, 4 or 8, or measure without export."
-            )
         how = {"bits": bits.bits, "block_size": bits.group, "is_symmetric": False, "accuracy_level": 4}
         small = MatMulNBitsQuantizer(onnx.load(plain), **how)
         small.process()

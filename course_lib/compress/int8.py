@@ -15,9 +15,13 @@ class Int8(base.Step):
     samples: int = 128
     embeddings: bool = True
 
+    @property
+    def layout(self) -> quantized.Bits:
+        """What the weights will be."""
+        return quantized.Bits(8, self.per, scheme=self.scheme)
+
     def apply(self, model: Any, work: base.Work) -> Any:
         """Symmetric weights, affine inputs."""
-        bits = quantized.Bits(8, self.per, scheme=self.scheme)
         tables = quantized.Bits(8, self.per) if self.embeddings else None
         seen = work.batches(self.samples) if self.scheme == "static" else ()
-        return quantized.quantize(model, bits, tables, seen)
+        return quantized.quantize(model, self.layout, tables, seen)

@@ -109,8 +109,7 @@ class Workshop:
                 drive(part, state, steps, shape, dict, timer, self.log, parse_duration(self.save_every))
             part.update(status="finished")
         finally:
-            part.update(timings=timer.seconds)
-            part.release()
+            part.end(timings=timer.seconds)
         model.eval()
 
     def _part(self, config: dict[str, Any]) -> Run:

@@ -35,7 +35,7 @@ def load(spec: str, encoding: str = "utf-8") -> Corpus:
         return _registered(parts)
     if spec.startswith("hf:"):
         return _hub(spec.removeprefix("hf:"))
-    if not any(mark in spec for mark in "/\\.*?["):
+    if not any(mark in spec for mark in "/\\.*?[") and not Path(spec).exists():
         raise unknown("corpus", next(part for part in parts if part not in names()), names())
     paths = files.find(spec)
     state = "\n".join(f"{p.resolve()} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in paths)
@@ -62,7 +62,7 @@ def _hub(name: str) -> Corpus:
     column = files.text_column(path, table.column_names)
 
     def documents() -> Iterator[str]:
-        yield from (row[column] for row in table)
+        yield from (row[column] or "" for row in table.select_columns([column]))
 
     return Corpus(Path(path).name, documents, table._fingerprint, "see its page on the hub")
 

@@ -54,6 +54,19 @@ class Task:
             raise CourseError(f"'{self.name}' has {len(self.train):,} training texts, fewer than {count:,}.")
         return replace(self, train=self.train.first(count)) if count else self
 
+    def describe(self) -> dict[str, Any]:
+        """What a record says of it."""
+        sides = {"train": self.train, "dev": self.dev, "test": self.test}
+        about: dict[str, Any] = {"name": self.name, "classes": self.classes}
+        about |= {name: len(side) for name, side in sides.items()}
+        about |= {f"{name}_hash": side.identity() for name, side in sides.items()}
+        return about | ({"notes": list(self.notes)} if self.notes else {})
+
+    def is_other(self, recorded: dict[str, Any]) -> bool:
+        """Whether a record is about other texts; old ones have fewer hashes."""
+        now = self.describe()
+        return any(recorded[key] != now[key] for key in recorded.keys() - {"notes"})
+
 
 @dataclass(frozen=True)
 class Source:

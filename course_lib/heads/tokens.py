@@ -1,6 +1,7 @@
 """One class a word: named entities."""
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,7 +52,7 @@ class TokenHead(base.Head):
         return list(annotated.TASKS)
 
     def kinds(self, label: Any) -> set[str]:  # noqa: D102
-        return {tags.parts(tag)[1] for tag in label} - {""}
+        return {tags.parts(tag)[1] for tag in set(label)} - {""}
 
     def classes(self, sides: labelled.Sides) -> list[str]:
         """O, then B and I of every type."""
@@ -183,16 +184,25 @@ def decode(chances: np.ndarray, classes: list[str]) -> list[int]:
     Equation eq-sound-path. Taken one by one, the likeliest tags may not fit together: an I after O is half of an entity
     that was never begun.
     """
-    fits = np.array([[tags.sound(after, before, "IOB2") for after in classes] for before in classes])
-    best, came = np.where(fits[classes.index("O")], 0.0, -np.inf), []  # of the rows that end in each tag
+    fits, nothing = fitting(tuple(classes)), classes.index("O")
+    alone = chances.argmax(1)
+    if fits[np.concatenate([[nothing], alone])[:-1], alone].all():  # most rows, and no row is likelier
+        return alone.tolist()
+    best, came = np.where(fits[nothing], 0.0, -np.inf), []  # of the rows that end in each tag
     for number, word in enumerate(np.log(np.maximum(chances, 1e-12))):
         ways = np.where(fits, best[:, None], -np.inf) if number else np.tile(best, (len(best), 1))  # (tag before, tag)
         came.append(ways.argmax(0))
         best = ways.max(0) + word
-    found = [int(best.argmax())] if came else []
+    found = [int(best.argmax())]
     for before in reversed(came[1:]):
         found.append(int(before[found[-1]]))
     return found[::-1]
+
+
+@cache
+def fitting(classes: tuple[str, ...]) -> np.ndarray:
+    """(classes, classes): whether the second tag may stand after the first."""
+    return np.array([[tags.sound(after, before, "IOB2") for after in classes] for before in classes])
 
 
 def extract(folder: Path, texts: Sequence[str], where: Device, stride: int = 32) -> list[list[Entity]]:

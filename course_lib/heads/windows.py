@@ -25,6 +25,8 @@ def cut(sizes: Sequence[int], room: int, stride: int) -> list[tuple[int, int]]:
 
 def owners(sizes: Sequence[int], ranges: Sequence[tuple[int, int]]) -> list[int]:
     """For every word, the range that sees most on both sides of it; a text's own ends are no edges."""
+    if len(ranges) == 1:
+        return [0] * len(sizes)
     before = [0, *accumulate(sizes)]
     best = [(-1, 0)] * len(sizes)
     for number, (start, end) in enumerate(ranges):

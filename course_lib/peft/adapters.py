@@ -58,9 +58,9 @@ def build(model: Any, method: base.Method, classes: int = 0) -> base.Added:
     if not any(True for _ in added.parameters()):
         kind = f"'{model.config.model_type}' model"
         raise CourseError(f"{type(method).__name__} finds nothing to adapt in a {kind}. Try lora:targets=all.")
-    for name, module in model.named_children():
-        if name in base.HEAD_LAYERS:
-            added.heads[name] = base.Head(module, classes if name in base.HEADS else 0)
+    layers = {name: module for name, module in model.named_children() if name in base.HEAD_LAYERS}
+    for name, module in layers.items() if base.HEADS & layers.keys() else ():  # a bare body has a pooler, not a task
+        added.heads[name] = base.Head(module, classes if name in base.HEADS else 0)
     weight = next(model.parameters())
     added.train(model.training)
     return added.to(device=weight.device, dtype=weight.dtype if weight.itemsize >= 4 else torch.float32)

@@ -21,8 +21,8 @@ OUTPUTS = re.compile(
     r"\.(?:o_proj|down_proj|fc2|Wo|c_proj|output\.dense|out_lin|lin2|out_proj)$"
 )  # what is added to the residual stream
 # New for every task, so trained in full and stored with the adapter; the last, and what stock models put before it.
-HEADS = ("classifier", "score", "qa_outputs")
-HEAD_LAYERS = (*HEADS, "pre_classifier", "pooler", "classification_head")
+HEADS = {"classifier", "score", "qa_outputs", "classification_head"}
+HEAD_LAYERS = HEADS | {"pre_classifier", "pooler"}
 CONTAINER = "added"  # the attribute of a model that holds its adapters
 
 

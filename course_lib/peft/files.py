@@ -80,6 +80,9 @@ def load(model: Any, folder: Path, name: str = "default") -> Any:
     method = methods.get(about["method"])(**settings)
     outputs = next((len(t) for n, t in tensors.items() if n in {f"{head}.weight" for head in base.HEADS}), 0)
     added = adapters.build(model, method, outputs)
+    for head in [name for name in added.heads if not any(n.startswith(f"{name}.") for n in tensors)]:
+        if head not in base.HEADS:  # a file that leaves this layer as the base has it
+            del added.heads[head]
     added.load(tensors)
     return adapters.put(model, added, method, name)
 

@@ -34,7 +34,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
     If another process made `target` meanwhile, that one stays. A full disk raises CourseError and leaves nothing.
     """
-    scratch = target.parent / "nothing"
+    scratch = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
@@ -47,7 +47,8 @@ def new_folder(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise CourseError(f"Could not write {target}: {error.strerror or error}. Nothing was changed.") from error
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if scratch:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def sync(folder: Path) -> None:

@@ -11,10 +11,11 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from course_lib import cli, finetune
 from course_lib.compress import export, files, quantized, work
+from course_lib.compress.command import compress
 from course_lib.compress.int4 import Int4
 from course_lib.compress.int8 import Int8
 from course_lib.compress.units import Heads
-from course_lib.config import Tuning
+from course_lib.config import Compression, Tuning
 from course_lib.data import labelled
 from course_lib.errors import CourseError
 from course_lib.objectives import IGNORE
@@ -109,6 +110,12 @@ def test_what_the_runtime_cannot_multiply_is_said(tmp_path):
         model = quantized.quantize(classifier("qwen3", tmp_path), bits)
         with pytest.raises(CourseError, match=message):
             export.to_onnx(model, tmp_path / "m.onnx", Desk().batches(8))
+
+
+def test_a_recipe_that_cannot_be_measured_is_refused_first(tmp_path):
+    """Before the model is even looked for."""
+    with pytest.raises(CourseError, match="reals with integers in groups only"):
+        compress(Compression(model=str(tmp_path / "none"), recipe="distill+int8:scheme=weight"), runs=tmp_path)
 
 
 def test_what_cannot_be_exported_is_named(tmp_path):

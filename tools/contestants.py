@@ -44,7 +44,7 @@ def ours(data: Prepared, seconds: float, seed: int, setting: dict[str, Any], obj
         architecture=recipes.get(objective).architecture,
         size="nano",
         context=models.SIZES["nano"].context,
-        step_tokens=models.STEP_TOKENS["nano"],
+        step_tokens=models.SMALL_STEP,
         seed=seed,
         embeddings="cooccurrence" if objective == "clm" else "random",
     )

@@ -22,7 +22,7 @@ from tools import step_profile
 from tools.trials import ROOT, Trials, spread
 
 VOCABULARY, CONTEXT = 2048, 128
-STEP = models.STEP_TOKENS["nano"]
+STEP = models.SMALL_STEP
 NANO = Config(architecture="qwen3", size="nano", context=CONTEXT, step_tokens=STEP, embeddings="random")
 
 # Four settings each, by what their authors or common practice would try first.

@@ -37,7 +37,7 @@ def main() -> None:
     shape = models.size(options.size)
     settings = Config(
         corpus=options.corpus, size=options.size, tokens=options.tokens, device="cpu", architecture="qwen3",
-        vocab_size=shape.vocab, context=shape.context, step_tokens=models.STEP_TOKENS[options.size],
+        vocab_size=shape.vocab, context=shape.context, step_tokens=models.SMALL_STEP,
     )  # fmt: skip
     result = record(settings)
     options.out.mkdir(parents=True, exist_ok=True)

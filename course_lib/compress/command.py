@@ -116,8 +116,9 @@ def table(run: Run) -> str:
     ]  # fmt: skip
     lines = [f"{'':<18}{'before':>12}{'after':>12}"]
     for name, field, factor, digits in rows:
-        values = "".join(f"{factor * result[side][field]:>12,.{digits}f}" for side in SIDES)
-        lines.append(f"{name:<18}{values}")
+        found = (result[side][field] for side in SIDES)
+        shown = ("not measured" if value is None else f"{factor * value:,.{digits}f}" for value in found)
+        lines.append(f"{name:<18}" + "".join(f" {text:>11}" for text in shown))
     return "\n".join(
         [*lines, f"{result['smaller']:.2f}× smaller, {result['faster']:.2f}× faster. Stored in {run.folder}"]
     )

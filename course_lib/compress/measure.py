@@ -26,7 +26,7 @@ except (OSError, StopIteration):
     try:
         import resource
     except ImportError:  # Windows
-        peak = 0
+        peak = None
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 print(json.dumps(peak))
@@ -52,10 +52,11 @@ def latency(sessions: Mapping[str, Any], feed: dict[str, np.ndarray], repeats: i
     return found
 
 
-def peak_memory(path: Path, feed: dict[str, np.ndarray], threads: int, scratch: Path) -> int:
-    """Bytes that a process with nothing but the runtime and this model had at most, runtime included."""
+def peak_memory(path: Path, feed: dict[str, np.ndarray], threads: int, scratch: Path) -> int | None:
+    """Bytes that a process with nothing but the runtime and this model had at most; None where nobody counts them."""
     feeds = scratch / "feeds.npz"
     np.savez(feeds, **feed)  # type: ignore[arg-type]
     command = [sys.executable, "-c", PEAK, str(path), str(feeds), str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(json.loads(done.stdout))
+    found: int | None = json.loads(done.stdout)
+    return found

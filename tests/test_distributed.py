@@ -33,13 +33,13 @@ def torchrun(corpus_file, runs, *more):
     return subprocess.run(line, capture_output=True, text=True, check=False, timeout=300)
 
 
-@pytest.mark.parametrize("objective", ["clm", "mlm"])
-def test_two_processes_equal_one(corpus_file, tmp_path, objective):
-    chosen = f"--objective={objective}"
-    done = torchrun(corpus_file, tmp_path / "two", chosen, "--micro-rows=1")  # of the 2 rows that a rank has
+# BERT's pooler never gets a gradient without sentence pairs.
+@pytest.mark.parametrize("chosen", [["--objective=clm"], ["--objective=mlm", "--architecture=bert"]])
+def test_two_processes_equal_one(corpus_file, tmp_path, chosen):
+    done = torchrun(corpus_file, tmp_path / "two", *chosen, "--micro-rows=1")  # of the 2 rows that a rank has
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("Plan:") == 1, "only the first process speaks"
-    alone = command(corpus_file, tmp_path / "one", *FLAGS, chosen)
+    alone = command(corpus_file, tmp_path / "one", *FLAGS, *chosen)
     subprocess.run(alone, check=True, capture_output=True)
     two, one = only_run(tmp_path / "two"), only_run(tmp_path / "one")
     assert Run.open(two).info["processes"] == 2
@@ -54,9 +54,10 @@ def only_run(runs):
 
 
 def difference(first, second):
+    """The largest one, but for biases of keys: softmax ignores them, and AdamW makes steps of their rounding errors."""
     ours, theirs = weights(first), weights(second)
     assert ours.keys() == theirs.keys()
-    return max((ours[k] - theirs[k]).abs().max().item() for k in ours)
+    return max((ours[k] - theirs[k]).abs().max().item() for k in ours if not k.endswith("key.bias"))
 
 
 def assert_same_steps(first, second, count):
@@ -155,10 +156,3 @@ def test_one_process_needs_no_group():
     assert distributed.total({"a": 2.0, "b": 3.0}, torch.device("cpu")) == {"a": 2.0, "b": 3.0}
     assert distributed.from_rank_0(0.5, torch.device("cpu")) == 0.5
     assert distributed.share("x") == "x"
-
-
-def test_weights_without_a_gradient_do_not_stop_the_processes(corpus_file, tmp_path):
-    """BERT's pooler never gets one without sentence pairs. (Its dropout keeps two processes from equalling one.)"""
-    done = torchrun(corpus_file, tmp_path / "two", "--objective=mlm", "--architecture=bert")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert len(list(Run.open(only_run(tmp_path / "two")).metrics())) == 40

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from course_lib import (
     baselines,
@@ -31,6 +31,7 @@ from course_lib.data import labelled, pretrained
 from course_lib.errors import CourseError
 from course_lib.examples import Rows
 from course_lib.heads import base, registry
+from course_lib.heads.base import load_tokenizer
 from course_lib.objectives import Objective
 from course_lib.peft import adapters, files, methods
 from course_lib.precision import Precision
@@ -105,8 +106,7 @@ def _unchanged(run: Run, task: labelled.Task) -> dict[str, Any]:
 
 def _parse(tuning: Tuning) -> None:
     """Raise CourseError for settings that nothing understands."""
-    if tuning.keep not in ("best", "last", "average"):
-        raise CourseError(f"--keep is best, last or average, not '{tuning.keep}'.")
+    base.check(tuning)
     if tuning.method:
         methods.parse(tuning.method)
     if tuning.augment:
@@ -122,7 +122,7 @@ def new_model(folder: Path, classes: list[str], tuning: Tuning) -> Any:
         config.classifier_pooling = "mean"  # our encoders have learnt nothing at a first token
     try:
         if not tuning.scratch:  # a discriminator's output layer gives way to a new one
-            return head.auto.from_pretrained(folder, config=config, dtype=torch.float32, ignore_mismatched_sizes=True)
+            return files.stock(head.auto, folder, config)
         model = head.auto.from_config(config, dtype=torch.float32)  # whatever the stored weights are
     except ValueError as error:
         raise CourseError(f"A {config.model_type} model has no head for '{tuning.head}'; try another model.") from error
@@ -195,7 +195,7 @@ def _one(
         with timer("train"):
             if not training.stopped(state, tuning.patience):
                 drive(run, state, steps, shape, ask.losses, timer, log, parse_duration(save_every))
-            _settle(state, tuning)
+            _settle(run, ask)
         with timer("evaluate"):
             _store(run, ask)
         with new_folder(run.folder / "model") as scratch:
@@ -212,12 +212,14 @@ def _one(
     return run
 
 
-def _settle(state: Training, tuning: Tuning) -> None:
+def _settle(run: Run, ask: "Asking") -> None:
     """The weights that are kept: the best on dev, and of an adapter what its file will hold."""
-    if state.best:
-        state.best.swap_in()
-    if tuning.method:
-        adapters.active(state.model).settle()
+    if best := ask.state.best:
+        if not any("valid" in row for row in list(run.metrics())[-1:]):  # the end of training may be the best, too
+            run.update(valid_at_end=ask.losses())
+        best.swap_in()
+    if ask.tuning.method:
+        adapters.active(ask.state.model).settle()
 
 
 class Asking:
@@ -273,17 +275,11 @@ def _predictions(run: Run) -> dict[str, Any]:
     return json.loads((run.folder / PREDICTIONS).read_text(encoding="utf-8"))
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """A model's tokenizer. One that never learnt to pad does so with its end of text, which is masked anyway."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
 def encode(model: Any, tokenizer: Any, side: labelled.Labelled, tuning: Tuning) -> Rows:
     """A side as rows that fit into the model's context, with token types if the model knows any."""
-    known = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512))
+    known = base.context(model, tokenizer) - (methods.parse(tuning.method).positions if tuning.method else 0)
+    if known < 1:
+        raise CourseError(f"--method {tuning.method} leaves no room for a text. Choose a smaller length.")
     length = min(tuning.max_length or known, known)
     rows = registry.get(tuning.head).rows(tokenizer, side, length, tuning.stride)
     return rows if getattr(model.config, "type_vocab_size", 0) > 1 else replace(rows, types=None)
@@ -308,7 +304,8 @@ def around(
     rows: Rows | None = None,
 ) -> Training:
     """Optimizer and examples for a model at step 0, to learn the head's objective or another one on train or `rows`."""
-    rows = rows or encode(model, tokenizer, augment.enlarge(task.train, tuning.augment, tuning.seed), tuning)
+    head = registry.get(tuning.head)
+    rows = rows or encode(model, tokenizer, augment.enlarge(head.lesson(task), tuning.augment, tuning.seed), tuning)
     loader = examples.Examples(rows, tuning.step_rows, tokenizer.pad_token_id, tuning.seed)
     steps = max(1, round(tuning.epochs * loader.steps_per_epoch))
     clocks: list[Clock] = [ReplayClock([step / steps for step in range(steps)])]
@@ -319,7 +316,7 @@ def around(
         adapters.apply(model, methods.parse(tuning.method))
     optimizer = optim.for_finetuning(model, tuning.lr, tuning.layer_decay, tuning.weight_decay, tuning.freeze)
     if objective is None:
-        objective = regularize.around(model, registry.get(tuning.head).objective(tuning, task), tuning.regularize)
+        objective = regularize.around(model, head.objective(tuning, task), tuning.regularize)
     if tuning.method:
         objective = adapters.objective(model, objective)
         adapters.follow(model, [optimizer], budget)

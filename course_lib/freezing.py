@@ -20,7 +20,7 @@ def depth(model: Any) -> int:
 
 def level(model: Any, name: str) -> int:
     """How far above the embeddings a parameter stands. What is above the last layer (norm, head) is one level."""
-    layer = re.search(r"[./](?:layers?|h)[./](\d+)[./]", name)  # "/" in adapters' names
+    layer = re.search(r"[./](?:layers?|h)[./](\d+)(?:[./]|$)", name)  # "/" in adapters' names, and lists end so
     return 0 if models.is_embedding(name) else int(layer[1]) + 1 if layer else depth(model)
 
 
@@ -41,6 +41,10 @@ def lowest(model: Any, how: str) -> int:
 def freeze(model: Any, how: str) -> None:
     """Take what is below the lowest learning level out of the training for good."""
     learning = lowest(model, how)
+    levels = {level(model, name) for name, _ in model.named_parameters()}
+    if how not in ("none", "embeddings") and not levels.intersection(range(1, depth(model))):
+        kind = f"a '{model.config.model_type}' model"
+        raise CourseError(f"--freeze {how} does not know the layers of {kind}. Leave it out, or take another model.")
     for name, p in model.named_parameters():
         if level(model, name) < learning:  # else as it is: an adapter has frozen its base
             p.requires_grad_(False)

@@ -174,6 +174,13 @@ def is_embedding(name: str) -> bool:
     return "embed" in name or any(part in name for part in ("wte.", "wpe."))
 
 
+def positions(model: nn.Module) -> int:
+    """Tokens for which a model has learnt positions; 0: it computes them. RoBERTa counts from behind its padding."""
+    tables = (m for n, m in model.named_modules() if n.endswith(("wpe", "position_embeddings")))
+    unused = lambda table: 0 if table.padding_idx is None else table.padding_idx + 1
+    return next((m.num_embeddings - unused(m) for m in tables if isinstance(m, nn.Embedding)), 0)
+
+
 @torch.no_grad()
 def initialize(model: PreTrainedModel) -> None:
     """Every block starts as the identity, every prediction as almost uniform.

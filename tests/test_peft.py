@@ -105,6 +105,32 @@ def test_a_bare_body_with_a_pooler_keeps_the_text_first():
     torch.testing.assert_close(found.pooler_output, model.pooler(found.last_hidden_state))
 
 
+@pytest.mark.parametrize("architecture", ["bert", "modernbert", "qwen3", "gpt2"])
+@pytest.mark.parametrize("name", ["prompt", "prefix"])
+def test_padding_stays_unseen_behind_what_is_added(name, architecture):
+    model = adapters.apply(network(architecture), METHODS[name])
+    randomize(model)
+    ids, mask = tokens(), torch.ones(3, 11).long()
+    ids[0, 7:], mask[0, 7:] = 2, 0
+
+    def answers(rows, length):
+        found = model(input_ids=ids[:rows, :length], attention_mask=mask[:rows, :length])
+        return (found.prediction_logits if architecture == "bert" else found.logits)[0, :7]
+
+    with torch.no_grad():
+        assert error(answers(3, 11), answers(1, 7)) < 1e-12
+
+
+def test_adapters_and_biases_stand_where_their_papers_put_them():
+    paths = lambda method: {base.path(key) for key in method.build(network("bert")).parts}
+    every = lambda *names: {f"bert.encoder.layer.{i}.{name}" for i in (0, 1) for name in names}
+    assert paths(METHODS["adapter"]) == every("attention.output.dense", "output.dense")
+    assert paths(METHODS["pfeiffer"]) == every("output.dense")
+    linear = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
+    norms = ("attention.output.LayerNorm", "output.LayerNorm")
+    assert paths(METHODS["bitfit"]) == every(*linear, "intermediate.dense", "output.dense", *norms)
+
+
 def test_prompt_equals_its_vectors_as_embeddings():
     model = network("qwen3")
     adapters.apply(model, Prompt(length=3))

@@ -3,14 +3,16 @@
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from scipy.special import log_softmax
+from transformers import AutoTokenizer
 
-from course_lib import examples, metrics
+from course_lib import examples, metrics, models
 from course_lib.config import Tuning
 from course_lib.data import labelled
 from course_lib.errors import CourseError, unknown
@@ -72,8 +74,10 @@ class Head(ABC):
         classes = self.classes(sides)
         make = lambda side: labelled.Labelled([t for t, _ in side], [self.target(y, classes) for _, y in side])
         train, dev, test = (make(sides[side]) for side in labelled.SIDES)
-        notes += self.unseen(sides)
-        return labelled.Task(name, classes, train, dev, test, tuple(notes)).with_labels(tuning.labels)
+        task = labelled.Task(name, classes, train, dev, test).with_labels(tuning.labels)
+        sides = sides | {"train": sides["train"][: len(task.train)]}
+        self.classes(sides)  # what `--labels` has left must still teach something
+        return replace(task, notes=(*notes, *self.unseen(sides)))
 
     def names(self) -> list[str]:
         """The registered tasks of this kind."""
@@ -98,8 +102,9 @@ class Head(ABC):
     # Model and training.
 
     def outputs(self, classes: list[str]) -> dict[str, Any]:
-        """What the config says about the output layer."""
+        """What the config says about the output layer, so that nothing is left of another task."""
         return {
+            "problem_type": None,
             "num_labels": len(classes),
             "id2label": dict(enumerate(classes)),
             "label2id": {c: i for i, c in enumerate(classes)},
@@ -108,6 +113,10 @@ class Head(ABC):
     @abstractmethod
     def rows(self, tokenizer: Any, side: labelled.Labelled, length: int, stride: int) -> Rows:
         """A side as examples of at most `length` tokens; what is longer is shortened, or becomes several."""
+
+    def lesson(self, task: labelled.Task) -> labelled.Labelled:
+        """The train side with labels as the objective wants them."""
+        return task.train
 
     @abstractmethod
     def objective(self, tuning: Tuning, task: labelled.Task) -> Objective:
@@ -172,6 +181,22 @@ def balanced(counts: Sequence[int]) -> torch.Tensor:
     return torch.tensor([sum(seen) / (len(seen) * count) if count else 1.0 for count in counts])
 
 
+def check(tuning: Tuning) -> None:
+    """Raise CourseError for values that no training has, and for settings that would have no effect."""
+    least = {"step_rows": 1, "seeds": 1, "max_length": 0, "stride": 0, "epochs": 0, "evaluate_every": 0, "patience": 0}
+    for name, low in least.items():
+        if not getattr(tuning, name) >= low:
+            raise CourseError(f"--{name.replace('_', '-')} is at least {low}, not {getattr(tuning, name)}.")
+    if tuning.keep not in ("best", "last", "average"):
+        raise CourseError(f"--keep is best, last or average, not '{tuning.keep}'.")
+    if tuning.evaluate_every > 1:
+        raise CourseError(f"--evaluate-every is a share of the training, at most 1, not {tuning.evaluate_every}.")
+    if not 0 <= tuning.smoothing < 1:
+        raise CourseError(f"--smoothing is at least 0 and below 1, not {tuning.smoothing}.")
+    if not tuning.evaluate_every and (tuning.patience or tuning.metric != "error"):
+        raise CourseError("--patience and --metric are for evaluations while it trains: add --evaluate-every 0.1.")
+
+
 def class_weights(tuning: Tuning, labels: Sequence[int], classes: list[str]) -> torch.Tensor | None:
     """What `--class-weights` asks for."""
     if tuning.class_weights not in ("none", "balanced"):
@@ -209,6 +234,20 @@ def predict(model: Any, rows: list[list[int]], padding: int, precision: Precisio
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """Probabilities over the last axis."""
     return np.exp(log_softmax(logits / temperature, axis=-1))
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """A model's tokenizer. One that never learnt to pad does so with its end of text, which is masked anyway."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def context(model: Any, tokenizer: Any) -> int:
+    """The most tokens that a model reads at once."""
+    places = getattr(model.config, "max_position_embeddings", 512)
+    return min(tokenizer.model_max_length, places, models.positions(model) or places)
 
 
 def encode(tokenizer: Any, texts: list[str], length: int, specials: bool = True) -> list[list[int]]:

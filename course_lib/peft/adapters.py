@@ -9,6 +9,7 @@ Everything else (the loop, checkpoints, `generate`) sees a model like any other.
 """
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -24,8 +25,9 @@ from course_lib.peft import base
 class Adapters(nn.ModuleDict):
     """All adapters of one base, {name: Added}; one of them acts, or none."""
 
-    def __init__(self) -> None:
+    def __init__(self, fingerprint: str = "") -> None:
         super().__init__()
+        self.fingerprint = fingerprint  # the base's at first: to merge and unmerge rounds
         self.active = ""
         self.merged = False
         self.methods: dict[str, base.Method] = {}
@@ -58,28 +60,56 @@ def build(model: Any, method: base.Method, classes: int = 0) -> base.Added:
     if not any(True for _ in added.parameters()):
         kind = f"'{model.config.model_type}' model"
         raise CourseError(f"{type(method).__name__} finds nothing to adapt in a {kind}. Try lora:targets=all.")
-    layers = {name: module for name, module in model.named_children() if name in base.HEAD_LAYERS}
-    for name, module in layers.items() if base.HEADS & layers.keys() else ():  # a bare body has a pooler, not a task
-        added.heads[name] = base.Head(module, classes if name in base.HEADS else 0)
+    with bare(model) if hasattr(model, base.CONTAINER) else contextlib.nullcontext():  # a copy would copy hooks
+        for name, module in base.heads(model).items():
+            added.heads[base.key(name)] = base.Head(module, classes if name in base.HEADS else 0)
     weight = next(model.parameters())
     added.train(model.training)
     return added.to(device=weight.device, dtype=weight.dtype if weight.itemsize >= 4 else torch.float32)
 
 
 def put(model: Any, added: base.Added, method: base.Method, name: str) -> Any:
-    """Put weights that `build` made on a model."""
+    """Put weights that `build` made on a model. Whatever goes wrong, the model stays as it was."""
+    check(model, name)
+    learning = [p for p in model.parameters() if p.requires_grad]
     if not hasattr(model, base.CONTAINER):
+        model.added = Adapters(base.fingerprint(model))
         model.requires_grad_(False)
-        model.added = Adapters()
-    if name in model.added:
-        raise CourseError(f"There is already an adapter called '{name}' on this model. Choose another name.")
+    before = model.added.active
     model.added[name], model.added.methods[name] = added, method
     try:
         use(model, name)
-    except CourseError:
+    except BaseException:
         del model.added[name], model.added.methods[name]
+        use(model, before)
+        if not model.added:
+            delattr(model, base.CONTAINER)
+        for p in learning:
+            p.requires_grad_(True)
         raise
     return model
+
+
+def check(model: Any, name: str) -> None:
+    """Raise CourseError if no adapter `name` can be put on the model now."""
+    if not re.fullmatch(r"[\w-]+", name) or hasattr(Adapters(), name):
+        rule = "a name of letters, digits, '_' and '-', such as 'mood'"
+        raise CourseError(f"An adapter cannot be called '{name}'. Choose {rule}.")
+    if hasattr(model, base.CONTAINER):
+        free(model)
+        if name in model.added:
+            raise CourseError(f"There is already an adapter called '{name}' on this model. Choose another name.")
+
+
+def free(model: Any) -> None:
+    """Raise CourseError while an adapter is merged."""
+    if of(model).merged:
+        raise CourseError(f"The adapter '{of(model).active}' is merged into the base. `unmerge` it first.")
+
+
+def fingerprint(model: Any) -> str:
+    """The base's, before anything was merged into it."""
+    return of(model).fingerprint if hasattr(model, base.CONTAINER) else base.fingerprint(model)
 
 
 def of(model: Any) -> Adapters:
@@ -103,8 +133,7 @@ def use(model: Any, name: str) -> None:
     adapters = of(model)
     if name and name not in adapters:
         raise unknown("adapter on this model", name, adapters)
-    if adapters.merged:
-        raise CourseError(f"The adapter '{adapters.active}' is merged into the base. `unmerge` it first.")
+    free(model)
     adapters.active = name
     adapters.switch(model)
 
@@ -149,7 +178,11 @@ def finish(model: Any) -> Any:
     if not adapters.merged:
         merge(model)
     for name, head in active(model).heads.items():
-        setattr(model, name, head.copy.to(next(getattr(model, name).parameters()).dtype))
+        owner, _, last = base.path(name).rpartition(".")
+        old = model.get_submodule(base.path(name))
+        setattr(model.get_submodule(owner), last, head.copy.to(next(old.parameters()).dtype))
+        if (classes := getattr(head.copy, "out_features", 0)) != getattr(old, "out_features", 0):
+            model.num_labels = model.config.num_labels = classes
     adapters.active = ""
     adapters.switch(model)
     delattr(model, base.CONTAINER)

@@ -5,7 +5,10 @@ frozen dataclass of settings whose `build(model)` gives an `Added`; most are mad
 """
 
 import copy
+import hashlib
+import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -13,6 +16,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from course_lib import models
 from course_lib.errors import CourseError, unknown
 
 BLOCK = re.compile(r"(?:^|\.)(?:layers?|h)\.\d+\.")  # what all stock models call their repeated layers
@@ -21,9 +25,12 @@ OUTPUTS = re.compile(
     r"\.(?:o_proj|down_proj|fc2|Wo|c_proj|output\.dense|out_lin|lin2|out_proj)$"
 )  # what is added to the residual stream
 # New for every task, so trained in full and stored with the adapter; the last, and what stock models put before it.
-HEADS = {"classifier", "score", "qa_outputs", "classification_head"}
-HEAD_LAYERS = HEADS | {"pre_classifier", "pooler"}
+HEADS = {"classifier", "score", "qa_outputs", "classification_head", "logits_proj"}
+HEAD_LAYERS = HEADS | {"pre_classifier", "pooler", "sequence_summary"}
 CONTAINER = "added"  # the attribute of a model that holds its adapters
+LACKING = "lacking"  # the attribute of a model that names the parameters its base has no weights for
+LIMITS = {"dropout": (0, 1), "length": (1, math.inf), "width": (0, math.inf)}  # of settings: at least, and below
+SAMPLE = 64  # values of every matrix that the fingerprint looks at
 
 
 class Handle(Protocol):
@@ -35,6 +42,19 @@ class Handle(Protocol):
 
 class Method:
     """Settings of a method; its subclasses are frozen dataclasses."""
+
+    @property
+    def positions(self) -> int:
+        """How many positions of the model's context the method takes from the text."""
+        return 0
+
+    def __post_init__(self) -> None:
+        """Raise CourseError for a setting outside its `LIMITS`."""
+        for name, (least, below) in LIMITS.items():
+            if not least <= getattr(self, name, least) < below:
+                most = "" if below == math.inf else f" and below {below}"
+                value = f"'{name}' is {getattr(self, name)}"
+                raise CourseError(f"{type(self).__name__}: {value}, but must be at least {least}{most}.")
 
     def build(self, model: Any) -> "Added":
         """New added weights for `model`, which is not changed."""
@@ -105,8 +125,13 @@ class Added(nn.Module):
 
     def merge(self, model: nn.Module, sign: int) -> None:
         """Put all parts into the base's weights (1) or take them out (−1). Raises CourseError if that is impossible."""
+        uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+        modules: dict[str, Any] = {name: model.get_submodule(path(name)) for name in self.parts}
+        if tied := [path(name) for name, module in modules.items() if uses[id(module.weight)] > 1]:
+            shared = f"'{tied[0]}' shares its weights with another layer (the embeddings), which would change, too"
+            raise CourseError(f"{shared}, so nothing can be merged into it. Keep the adapter beside the base.")
         for name, part in self.parts.items():
-            part.merge(model.get_submodule(path(name)), sign)
+            part.merge(modules[name], sign)
 
     def penalty(self) -> torch.Tensor:
         """What `penalty_weight` times is added to a step's loss, scalar."""
@@ -160,6 +185,39 @@ def fill(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -
         tensor.copy_(theirs[name])
 
 
+@torch.no_grad()
+def fingerprint(model: nn.Module) -> str:
+    """A hash of the base's blocks: some values of every weight, in float16, so that the precision is all the same.
+
+    What a task adds (heads) does not count, nor does an adapter.
+    """
+    digest = hashlib.sha256()
+    for name, p in model.named_parameters():
+        block = BLOCK.search(name)
+        if block and not name.startswith(f"{CONTAINER}."):
+            values = p.detach().flatten()[:: max(1, p.numel() // SAMPLE)].to("cpu", torch.float16)
+            digest.update(f"{name[block.start() :].strip('.')} {tuple(p.shape)}".encode() + values.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def heads(model: nn.Module) -> dict[str, nn.Module]:
+    """Layers by path that are trained in full and stored with an adapter: those of a task, and what the base lacks.
+
+    Raises CourseError if the base lacks weights of the network itself.
+    """
+    layers = {name: module for name, module in model.named_children() if name in HEAD_LAYERS}
+    layers = layers if HEADS & layers.keys() else {}  # a bare body has a pooler, not a task
+    for name in getattr(model, LACKING, ()):
+        owner = name.rpartition(".")[0]
+        if owner.split(".")[0] in layers:
+            continue
+        module = model.get_submodule(owner)
+        if BLOCK.search(name) or models.is_embedding(name) or any(True for _ in module.children()):
+            raise CourseError(f"The base lacks the weights of '{name}'. Take another, or fine-tune without --method.")
+        layers[owner] = module
+    return layers
+
+
 def linears(model: nn.Module) -> dict[str, nn.Module]:
     """All linear layers of the base by path, heads included."""
     every = model.named_modules()
@@ -173,17 +231,24 @@ def inner(model: nn.Module) -> dict[str, nn.Module]:
 
 def find(model: nn.Module, targets: tuple[str, ...]) -> dict[str, nn.Module]:
     """The linear layers that `targets` name by the end of their paths (`q_proj`, `attn.Wo`); all those of attention if
-    there are none; `all`: all inside the blocks. Raises CourseError for a target that matches nothing.
+    there are none; `all`: all inside the blocks. Raises CourseError for a target that matches nothing, or only layers
+    of a task (`heads`), which learn anyway.
     """
     if targets == ("all",):
         return inner(model)
     if not targets:
         return {n: m for n, m in inner(model).items() if ATTENTION.search(n)}
-    every = linears(model)
+    task = tuple(f"{name}." for name in heads(model))
+    every, found = linears(model), set[str]()
     for target in targets:
-        if not any(f".{n}".endswith(f".{target}") for n in every):
+        named = [n for n in every if f".{n}".endswith(f".{target}")]
+        free = {n for n in named if not f"{n}.".startswith(task)}
+        if not named:
             raise unknown("linear layer", target, {".".join(n.split(".")[-k:]) for n in inner(model) for k in (1, 2)})
-    return {n: m for n, m in every.items() if any(f".{n}".endswith(f".{target}") for target in targets)}
+        if not free:
+            raise CourseError(f"'{named[0]}' is the task's and learns in full. It cannot be a target, too.")
+        found |= free
+    return {n: m for n, m in every.items() if n in found}
 
 
 def shape(module: Any) -> tuple[int, int]:

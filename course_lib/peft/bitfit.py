@@ -21,8 +21,13 @@ class BitFit(base.Method):
     def build(self, model: nn.Module) -> base.Added:
         """A vector for every bias in the blocks, norms' too, or for every linear layer if none has one."""
         inside = ((n, m) for n, m in model.named_modules() if base.BLOCK.search(n) and not n.startswith(base.CONTAINER))
-        found = {n: m for n, m in inside if getattr(m, "bias", None) is not None}
+        found = {n: m for n, m in inside if biased(m)}
         return base.Added({name: Shift(module) for name, module in (found or base.inner(model)).items()})
+
+
+def biased(module: Any) -> bool:
+    """Whether a module has a bias that learns; GPT-Neo calls a mask so."""
+    return isinstance(getattr(module, "bias", None), nn.Parameter)
 
 
 class Shift(base.Part):
@@ -30,7 +35,7 @@ class Shift(base.Part):
 
     def __init__(self, module: Any):
         super().__init__()
-        size = len(module.bias) if getattr(module, "bias", None) is not None else base.shape(module)[0]
+        size = len(module.bias) if biased(module) else base.shape(module)[0]
         self.delta = nn.Parameter(torch.zeros(size))
 
     def forward(self, module: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> torch.Tensor:
@@ -40,6 +45,6 @@ class Shift(base.Part):
     @torch.no_grad()
     def merge(self, module: Any, sign: int) -> None:
         """Add Δ to b or take it off. Raises CourseError where the stock architecture has no bias to put it into."""
-        if getattr(module, "bias", None) is None:
+        if not biased(module):
             raise CourseError("This architecture has no biases to merge into; keep the adapter beside it.")
         module.bias.add_(self.delta.to(module.bias.dtype), alpha=sign)

@@ -28,7 +28,10 @@ class Prefix(base.Method):
     width: int = 0
 
     def build(self, model: Any) -> "Prefixes":
-        """Keys and values for every layer."""
+        """Keys and values for every layer. Raises CourseError if attention is computed where ours cannot step in."""
+        if not (model._supports_attention_backend and model._supports_sdpa):
+            kind = f"'{model.config.model_type}' model"
+            raise CourseError(f"Prefix-tuning cannot reach the attention of a {kind}. Take another method (lora).")
         return Prefixes(attentions(model), model.config, self)
 
     def final(self) -> "Prefix":

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from course_lib import models
 from course_lib.errors import CourseError
 from course_lib.peft import base
 
@@ -21,8 +22,17 @@ class Prompt(base.Method):
 
     length: int = 16
 
+    @property
+    def positions(self) -> int:
+        """Each vector takes one."""
+        return self.length
+
     def build(self, model: Any) -> "Vectors":
         """Vectors that start as embeddings of random tokens (section 3.2 of the paper)."""
+        pooler = getattr(model.base_model, "pooler", None)
+        if model.config.is_encoder_decoder or isinstance(pooler, nn.Linear):  # two texts, or pooled outside the pooler
+            kind = f"'{model.config.model_type}' model"
+            raise CourseError(f"Prompt tuning does not fit the body of a {kind}. Take another method (lora:targets=…).")
         table = model.get_input_embeddings().weight.detach()
         return Vectors(table[torch.randint(len(table), (self.length,), device=table.device)].clone())
 
@@ -39,8 +49,7 @@ class Vectors(base.Added):
     def attach(self, model: Any) -> list[base.Handle]:
         """Around the body of the model, which its heads call."""
         body = model.base_model
-        learned = (m for n, m in body.named_modules() if n.endswith(("wpe", "position_embeddings")))
-        self.context = next((m.num_embeddings for m in learned), 0)
+        self.context = models.positions(body)
         before = body.register_forward_pre_hook(self.before, with_kwargs=True)
         return [before, body.register_forward_hook(self.after)]
 

@@ -22,7 +22,7 @@ examples:
   python -m course_lib cram                                   five minutes on film reviews
   python -m course_lib cram --corpus docs --budget 2m         no download at all
   python -m course_lib cram --corpus 'texts/*.txt' --budget 24h
-  python -m course_lib sample --run runs/movie_reviews-5m --prompt "The film"
+  python -m course_lib sample --run runs/movie_reviews-5m/decoder --prompt "The film"
 
 Stop with Ctrl-C at any time: the run is saved, and the same command continues it.
 """

@@ -20,18 +20,19 @@ def pad(
 ) -> Batch:
     """`input_ids` and `attention_mask` (rows, longest), padded on the right; `token_type_ids` if there are `types`.
 
+    A row without tokens (an empty text, no special tokens) gets one of padding to look at: a model needs something.
     `labels`: (rows,), or (rows, most) where a row has several; shorter ones are filled with `IGNORE`.
     """
     batch = {
         "input_ids": _filled(rows, padding),
-        "attention_mask": _filled([[1] * len(row) for row in rows], 0),
+        "attention_mask": _filled([[1] * max(1, len(row)) for row in rows], 0),
         "labels": _filled(labels, IGNORE) if isinstance(labels[0], Sequence) else torch.tensor(labels),
     }
     return batch | ({"token_type_ids": _filled(types, 0)} if types else {})
 
 
 def _filled(rows: Sequence[Sequence[Any]], padding: int) -> torch.Tensor:
-    width = max(map(len, rows))
+    width = max(1, *map(len, rows))
     return torch.tensor([[*row, *[padding] * (width - len(row))] for row in rows])
 
 

@@ -1,6 +1,9 @@
 """ONNX in onnxruntime equals the model, its integers are ours; the command from a fine-tuning run to a record."""
 
 import json
+import os
+import signal
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,8 +12,8 @@ import pytest
 import torch
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from course_lib import cli, finetune
-from course_lib.compress import export, files, quantized, work
+from course_lib import cli, finetune, recorder
+from course_lib.compress import command, export, files, magnitude, measure, quantized, work
 from course_lib.compress.command import compress
 from course_lib.compress.int4 import Int4
 from course_lib.compress.int8 import Int8
@@ -112,6 +115,23 @@ def test_what_the_runtime_cannot_multiply_is_said(tmp_path):
             export.to_onnx(model, tmp_path / "m.onnx", Desk().batches(8))
 
 
+def test_times_are_percentiles_of_all_but_the_first_three(monkeypatch):
+    """20 runs of 1 to 20 ms, after three that take a second."""
+    now = [0.0]
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    class Session:
+        def __init__(self, factor):
+            self.took = iter([*[1000.0] * 3, *(factor * ms for ms in range(20, 0, -1))])
+
+        def run(self, outputs, feed):
+            now[0] += next(self.took) / 1000
+
+    found = measure.latency({"a": Session(1), "b": Session(10)}, {"input_ids": np.ones((3, 7))}, 20)
+    assert found["a"] == {"p50_ms": 10.5, "p95_ms": 19.05, "tokens_per_second": 2000}
+    assert found["b"] == {"p50_ms": 105, "p95_ms": 190.5, "tokens_per_second": 200}
+
+
 def test_a_recipe_that_cannot_be_measured_is_refused_first(tmp_path):
     """Before the model is even looked for."""
     with pytest.raises(CourseError, match="reals with integers in groups only"):
@@ -129,12 +149,63 @@ def test_what_cannot_be_exported_is_named(tmp_path):
         export.session(tmp_path / "m.onnx", level="al")
 
 
-def test_the_command_measures_stores_and_is_compared(table, tmp_path, capsys):  # noqa: F811
+def test_a_recipe_on_an_adapter_goes_on_where_it_was_stopped(table, tmp_path, monkeypatch):  # noqa: F811
+    """In the middle of a stage, to the same bytes; nothing of the adapter is left, rate and seed are its own."""
+    source = tuning(table, pretrained(tmp_path / "m", "qwen3"), method="lora:rank=2", freeze="embeddings")
+    tuned = finetune.finetune(replace(source, epochs=0.5), runs=tmp_path / "runs", log=quiet)
+    monkeypatch.setattr(command, "_measured", lambda *arguments: {})
+    monkeypatch.setattr(command, "table", lambda run: "")
+    settings = Compression(model=str(tuned.folder), recipe="movement:epochs=1", device="cpu", lr=0.002, seed=3)
+    whole = compress(settings, runs=tmp_path / "whole", log=quiet)
+    done, after = [], recorder.Recorder.after
+
+    def impatient(self, step):
+        done.append(self.state.step)
+        if len(done) == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return after(self, step)
+
+    monkeypatch.setattr(recorder.Recorder, "after", impatient)
+    with pytest.raises(recorder.Interrupted):
+        compress(settings, runs=tmp_path / "parts", log=quiet)
+    again = compress(settings, runs=tmp_path / "parts", log=quiet)
+    stage = Run.open(again.folder / "stage-1")
+    assert done == list(range(len(list(stage.metrics())))), "each step once"
+    assert len(done) > 15
+    ours, theirs = ((run.folder / "model" / "model.safetensors").read_bytes() for run in (whole, again))
+    assert ours == theirs
+    model, used = files.load(again.folder / "model"), stage.info["settings"]
+    bare = finetune.new_model(tmp_path / "m" / "model", ["a", "b"], Tuning())
+    assert model.state_dict().keys() == bare.state_dict().keys()
+    assert magnitude.sparsity(model) == pytest.approx(0.5, abs=0.01)
+    expected = {"lr": 0.002, "seed": 3, "epochs": 1, "method": "", "freeze": "none"}
+    assert {name: used[name] for name in expected} == expected
+
+
+def test_the_command_measures_stores_and_is_compared(table, tmp_path, capsys, monkeypatch):  # noqa: F811
+    asked, session, latency, memory = [], export.session, measure.latency, measure.peak_memory
+
+    def open_session(path, threads, level):
+        asked.append((threads, level))
+        return session(path, 1, level)  # two threads would wait for each other on a busy machine
+
+    def time(sessions, feed, repeats):
+        asked.append((*feed["input_ids"].shape, repeats))
+        return latency(sessions, feed, repeats)
+
+    def peak(path, feed, threads, scratch):
+        asked.append((threads, *feed["input_ids"].shape))
+        return memory(path, feed, 1, scratch)
+
+    monkeypatch.setattr(export, "session", open_session)
+    monkeypatch.setattr(measure, "latency", time)
+    monkeypatch.setattr(measure, "peak_memory", peak)
     source = pretrained(tmp_path / "m", "qwen3")
     more = tmp_path / "more.txt"
     more.write_text("\n\n".join(f"{make_text(i, 3)} It is wonderful." for i in range(900, 960)))
     tuned = finetune.finetune(tuning(table, source), runs=tmp_path / "runs", log=quiet)
     options = ["compress", f"--model={tuned.folder}", f"--runs={tmp_path / 'runs'}", "--repeats=5"]
+    options += ["--threads=2", "--level=basic", "--rows=3", "--length=7"]
     assert cli.main([*options, f"--recipe=distill:layers=1,epochs=3,texts=60,corpus={more}+int8:scheme=dynamic"]) == 0
     shown = capsys.readouterr().out
     assert "× smaller" in shown
@@ -146,11 +217,14 @@ def test_the_command_measures_stores_and_is_compared(table, tmp_path, capsys):  
     assert result["torch"]["accuracy"] > 0.9
     assert result["smaller"] > 1.5
     assert result["before"]["memory"] > 10e6
+    assert result["faster"] == pytest.approx(result["before"]["p50_ms"] / result["after"]["p50_ms"], rel=2e-3)
+    assert asked == [(2, "basic"), (2, "basic"), (3, 7, 5), (2, 3, 7), (2, 3, 7)]
     model = files.load(run.folder / "model")
     assert len(model.model.layers) == 1
     assert len(quantized.layers(model)) == 8
     assert not list(run.folder.rglob("checkpoints"))
-    assert finetune.compare(run, tuned).seeds >= 1
+    gained = result["after"]["accuracy"] - tuned.info["result"]["accuracy"]
+    assert finetune.compare(run, tuned).mean == pytest.approx(gained, abs=1e-4)
     assert cli.main(["sample", f"--run={run.folder}"]) == 1
     assert "holds a compressed model" in capsys.readouterr().err
     assert cli.main(["sample", f"--run={tuned.folder}"]) == 1

@@ -171,6 +171,13 @@ def test_conll_columns(tmp_path):
         {"tokens": ["Anna", "van\x85Dyk"], "tags": ["B-PER", "I-PER"]},
         {"tokens": ["in", "New\u00a0York"], "tags": ["O", "B-LOC"]},
     ]
+    path.write_text("# O B-X\nAnna NNP B-PER\n# # O\n\n# four more columns\n# # B-X\n1 CD I-X\n")
+    assert list(files.conll(path)) == [
+        {"tokens": ["#", "Anna", "#"], "tags": ["B-X", "B-PER", "O"]},
+        {"tokens": ["#", "1"], "tags": ["B-X", "I-X"]},
+    ], "a # among columns is a token"
+    path.write_text("# a comment\n#\nAnna\tB-PER\n\n# another one\nDyk\tO\n")
+    assert [row["tokens"] for row in files.conll(path)] == [["Anna"], ["Dyk"]]
     path.write_text("Anna NNP B-PER\nDyk I-PER\n")
     with pytest.raises(CourseError, match="line 2: 2 columns, expected 3"):
         files.conll(path)

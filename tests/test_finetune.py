@@ -1,6 +1,7 @@
 """Fine-tuning through the same loop, record and checkpoints as pretraining; scoring of any model folder."""
 
 import json
+import statistics
 from dataclasses import replace
 
 import numpy as np
@@ -9,14 +10,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from course_lib import cli, finetune, judge, models, optim, recipes, recorder
+from course_lib import cli, finetune, judge, models, optim, pairs, recipes, recorder, schedule
 from course_lib import tokenizer as tokenizers
 from course_lib.config import Config, Tuning
-from course_lib.data import labelled
+from course_lib.data import annotated, labelled
 from course_lib.errors import CourseError
-from course_lib.heads import base
+from course_lib.heads import base, registry
+from course_lib.objectives import Classification
 from course_lib.precision import Precision
 from course_lib.record import Run
+from course_lib.robust import regularize
 from tests.conftest import make_text
 
 FLOAT32 = Precision("cpu", torch.float32)
@@ -70,6 +73,8 @@ def test_every_architecture_learns_the_task_and_reloads(table, folder, tmp_path)
 def test_predictions_do_not_depend_on_the_batch(folder):
     model = finetune.new_model(folder / "model", ["a", "b", "c"], Tuning()).double()
     torch.nn.init.normal_(next(p for n, p in model.named_parameters() if "score" in n or "classifier" in n))
+    regularize.around(model, Classification(), "dropout:rate=0.5")
+    model.train()  # as the loop leaves it
     rows = [[5 + i] * (1 + i % 9) for i in range(23)]
     one = base.predict(model, rows, 2, FLOAT32, batch_rows=1)
     np.testing.assert_allclose(base.predict(model, rows, 2, FLOAT32, batch_rows=23), one, atol=1e-6)
@@ -135,6 +140,7 @@ def test_seeds_differ_are_stored_apart_and_only_the_best_keeps_its_weights(table
     assert run.info["result"]["seeds"] == 2
     assert 0 < run.info["result"]["cpu_share"] < 1.1
     assert finetune.correct(run).shape == (2, run.info["task"]["test"])
+    assert run.info["result"]["accuracy"] == pytest.approx(finetune.correct(run).mean(), abs=1e-4)
     files = [(run.folder / f"seed-{i}" / finetune.PREDICTIONS).read_text() for i in range(2)]
     assert files[0] != files[1]
     assert [p.parent.name for p in tmp_path.rglob("model.safetensors")].count("model") == 2  # the source's, the best's
@@ -145,6 +151,32 @@ def test_seeds_differ_are_stored_apart_and_only_the_best_keeps_its_weights(table
     run.update(config=run.info["config"] | {"pooling": "mask"})  # an option that is gone
     with pytest.raises(CourseError, match="another version, with pooling"):
         finetune.compare(run, None)
+
+
+def test_the_seed_and_the_temperature_are_chosen_on_dev_and_the_test_side_is_only_reported(
+    table, tmp_path, monkeypatch
+):
+    """Dev likes the first seed better, test the second one."""
+    head, task, fitted = registry.get("sequence"), labelled.load(str(table)), []
+    given = {"dev": iter([0.9, 0.2]), "test": iter([0.1, 0.7])}
+    name = lambda side: "dev" if side.texts == task.dev.texts else "test"
+    monkeypatch.setattr(type(head), "scores", lambda self, side, *rest: {"accuracy": next(given[name(side)])})
+    monkeypatch.setattr(
+        type(head), "fit", lambda self, logits, side, start: fitted.append(name(side)) or {"temperature": 1.0}
+    )
+    config = replace(tuning(table, pretrained(tmp_path / "m", "qwen3"), seeds=2), epochs=0.2)
+    run = finetune.finetune(config, runs=tmp_path / "runs", log=quiet)
+    found = [run.info["result"][field] for field in ("accuracy", "dev_accuracy", "least", "most")]
+    assert found == pytest.approx([0.4, 0.55, 0.1, 0.7])
+    assert fitted == ["dev", "dev"]
+    model = head.auto.from_pretrained(run.folder / "model")
+    rows = base.encode(finetune.load_tokenizer(run.folder / "model"), task.test.texts, 64)
+    kept = base.predict(model, rows, model.config.pad_token_id, FLOAT32)
+    first, second = (
+        json.loads((run.folder / f"seed-{seed}" / finetune.PREDICTIONS).read_text())["probabilities"] for seed in (0, 1)
+    )
+    np.testing.assert_allclose(kept, first, atol=1e-5)
+    assert abs(kept - second).max() > 1e-3
 
 
 def test_stopped_and_continued_ends_on_the_same_bits(table, tmp_path, monkeypatch):
@@ -185,6 +217,29 @@ def test_early_stopping_watches_dev(table, tmp_path):
     assert min(errors[-2:]) >= min(errors[:-2]), "stopped because the last two were no better"
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"step_rows": 0}, "--step-rows is at least 1, not 0"),
+        ({"seeds": 0}, "--seeds is at least 1"),
+        ({"max_length": -5}, "--max-length is at least 0"),
+        ({"stride": -1}, "--stride is at least 0"),
+        ({"epochs": -1.0}, "--epochs is at least 0"),
+        ({"smoothing": 2.0}, "--smoothing is at least 0 and below 1"),
+        ({"evaluate_every": -0.5}, "--evaluate-every is at least 0"),
+        ({"evaluate_every": 2.0}, "at most 1, not 2.0"),
+        ({"patience": 3}, "add --evaluate-every"),
+        ({"metric": "nonsense"}, "add --evaluate-every"),
+        ({"labels": -5}, "so --labels cannot be -5"),
+    ],
+)
+def test_numbers_that_no_training_has(table, tmp_path, wrong, message):
+    folder = pretrained(tmp_path / "m", "qwen3")
+    with pytest.raises(CourseError, match=message):
+        finetune.finetune(replace(tuning(table, folder), **wrong), runs=tmp_path / "runs", log=quiet)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_clock_can_limit_it_instead(table, tmp_path):
     folder = pretrained(tmp_path / "m", "modernbert")
     run = finetune.finetune(replace(tuning(table, folder), epochs=1000, budget="1s"), runs=tmp_path, log=quiet)
@@ -211,6 +266,39 @@ def test_rates_fall_layer_by_layer(architecture, tmp_path):
         )
         assert rate[id(p)] == pytest.approx(0.1 * 0.5 ** (3 - level)), name
         assert decay[id(p)] == (0.01 if p.ndim >= 2 else 0)
+
+
+def test_settings_reach_what_they_are_for(table, tmp_path, cpu):
+    folder = pretrained(tmp_path / "m", "modernbert") / "model"
+    more = {"labels": 17, "layer_decay": 0.5, "weight_decay": 0.3, "evaluate_every": 0.5, "max_length": 24, "stride": 5}
+    config, tokenizer = tuning(table, folder.parent, **more), finetune.load_tokenizer(folder)
+    task = registry.get("sequence").task(config)
+    assert task.train.texts == labelled.load(str(table)).train.texts[:17]
+    make = lambda **more: finetune.build(replace(config, **more), folder, task, tokenizer, cpu)
+    state = make()
+    assert len(state.loader.rows.ids) == 17
+    assert {group["weight_decay"] for group in state.optimizers[0].param_groups} == {0.0, 0.3}
+    rates = {group["lr"] for group in state.optimizers[0].param_groups}
+    assert sorted(rates) == pytest.approx([0.003 / 8, 0.003 / 4, 0.003 / 2, 0.003])
+    assert [bool(make(keep=keep).best) for keep in ("best", "last", "average")] == [True, False, False]
+    words = annotated.join([word for i in range(30) for word in make_text(i, 1).split()])
+    side = labelled.Labelled([words], [[0] * len(words.places)])
+    found, apart = (
+        finetune.encode(state.model, tokenizer, side, replace(config, head="ner", stride=stride)) for stride in (5, 0)
+    )
+    assert found.ids == registry.get("ner").rows(tokenizer, side, 24, 5).ids != apart.ids
+    assert max(map(len, found.ids)) == 24
+
+
+def test_the_schedule_and_its_warm_up_are_those_asked_for(table, tmp_path, monkeypatch):
+    """One that is zero leaves the body alone."""
+    asked, folder = [], pretrained(tmp_path / "m", "qwen3")
+    monkeypatch.setattr(schedule, "build", lambda *settings: asked.append(settings) or (lambda progress: 0.0))
+    config = replace(tuning(table, folder, schedule="cosine", warmup=0.25), epochs=0.2)
+    run = finetune.finetune(config, runs=tmp_path / "runs", log=quiet)
+    assert asked == [("cosine", 0.25, 0.75)]
+    before, after = (load_file(at / "model" / "model.safetensors") for at in (folder, run.folder))
+    assert all(torch.equal(after[name], value) for name, value in before.items() if name.startswith("model."))
 
 
 def test_the_command_line_tunes_compares_and_evaluates(table, tmp_path, capsys):
@@ -245,6 +333,28 @@ def test_any_model_is_scored_on_the_same_bytes(corpus_file, tmp_path, cpu, capsy
     assert json.loads(capsys.readouterr().out)["bits_per_byte"] == pytest.approx(expected, rel=1e-5)
     encoder = pretrained(tmp_path / "e", "modernbert")
     assert judge.on_corpus(encoder, str(corpus_file), "utf-8", cpu)["mlm_loss"] == pytest.approx(np.log(320), rel=0.1)
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "modernbert"])
+def test_a_decoder_and_an_encoder_are_asked_about_pairs_each_in_its_way(architecture, tmp_path, cpu, capsys):
+    folder = pretrained(tmp_path / "m", architecture)
+    model, tokenizer, _ = judge.load(folder, cpu)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    model.save_pretrained(folder / "model")
+    every = {text: len(tokenizer(text)["input_ids"]) for text in (make_text(i, 1) for i in range(200))}
+    usual = statistics.mode(every.values())  # what is shorter is likelier, whoever is asked
+    texts = [text for text, length in every.items() if length == usual][:24]
+    assert len(texts) == 24
+    likely = pairs.log_likelihoods(model, tokenizer, texts, causal=architecture == "qwen3")
+    rows = []
+    for i in range(0, 24, 2):
+        better = i + int(likely[i + 1] > likely[i])
+        rows.append({"sentence_good": texts[better], "sentence_bad": texts[2 * i + 1 - better]})
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs" / "planted.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert cli.main(["evaluate", f"--run={folder}", f"--pairs={tmp_path / 'pairs'}", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"all": 1.0, "planted": 1.0}
 
 
 def test_a_classifier_predicts_no_tokens(tmp_path, cpu):

@@ -14,6 +14,7 @@ from course_lib import finetune, models, recipes, recorder
 from course_lib import tokenizer as tokenizers
 from course_lib.config import Tuning
 from course_lib.data import corpora
+from course_lib.data.clean import document_hash, split_of
 from course_lib.data.labelled import Labelled
 from course_lib.errors import CourseError
 from course_lib.objectives import Classification, Regression
@@ -98,6 +99,11 @@ def test_dropout_acts_while_it_trains_and_leaves_a_mean_unchanged(model):
     before = model.eval()(**part(batch(), slice(0, 1))).logits
     regularize.around(model, Classification(), "dropout:rate=0.5")
     torch.testing.assert_close(model(**part(batch(), slice(0, 1))).logits, before)
+    writes = {"qwen3": ("self_attn.o_proj", "mlp.down_proj"), "modernbert": ("attn.Wo", "mlp.Wo")}
+    embeds = {"qwen3": "model.embed_tokens", "modernbert": "model.embeddings.tok_embeddings"}
+    kind = model.config.model_type
+    hooked = {name for name, module in model.named_modules() if module._forward_hooks}
+    assert hooked == {embeds[kind], *(f"model.layers.{i}.{name}" for i in (0, 1) for name in writes[kind])}
     layer = model.get_input_embeddings()
     ids = torch.randint(5, 300, (2000,))
     whole, thin = layer(ids), layer.train()(ids)
@@ -158,6 +164,15 @@ def test_one_step_to_the_edge_is_what_both_names_say(model):
         for text in ("fgm:epsilon=0.1", "pgd:epsilon=0.1,step=0.1,steps=1")
     )
     assert torch.equal(fgm["adversarial_classification"], pgd["adversarial_classification"])
+
+
+def test_more_steps_of_one_size_climb_higher(model):
+    text = "pgd:epsilon=0.2,step=0.03,steps={}"
+    found = [regularize.around(model, Classification(), text.format(steps))(model, batch()) for steps in (1, 2, 4)]
+    losses = [loss["adversarial_classification"].item() for loss in found]
+    assert losses == sorted(losses)
+    assert losses[0] * 1.001 < losses[1]
+    assert losses[1] * 1.001 < losses[2]
 
 
 def test_every_text_stays_in_its_ball(model):
@@ -227,6 +242,21 @@ def test_new_texts_follow_the_old_ones_with_the_same_labels(words, method):
         augment.enlarge(Labelled([("a", "b")], [0]), text, 0)
     with pytest.raises(CourseError, match="no augmentation called 'edda'"):
         augment.enlarge(side, "edda", 0)
+    for copies in (0, -1):
+        with pytest.raises(CourseError, match=f"are at least 1, not {copies}"):
+            augment.enlarge(side, f"{method}:copies={copies}", 0)
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.25, 2), (0.5, 4)])
+def test_the_share_is_that_of_the_changed_words_and_eda_makes_all_its_edits(words, share, count):
+    text = ["good", "film", "bad", "good", "film", "bad", "good", "film"]
+    side = Labelled([" ".join(text)] * 40, [0] * 40)
+    made = lambda method: augment.enlarge(side, f"{method}:copies=1,share={share},thesaurus={words}", 0).texts[40:]
+    for new in made("synonym"):
+        assert sum(a != b for a, b in zip(text, new.split(), strict=True)) == count
+    edited = [new.split() for new in made("eda")]
+    assert {len(new) for new in edited} == {8 - count, 8, 8 + count}, "deleted, swapped or replaced, inserted"
+    assert {sorted(new) == sorted(text) for new in edited if len(new) == 8} == {True, False}
 
 
 @pytest.mark.parametrize("kind", ["byte-bpe", "wordpiece"])
@@ -247,6 +277,12 @@ def test_a_masked_model_changes_whole_words_and_nothing_else(tmp_path, kind):
         assert all(word.isalpha() for word in new)
     with pytest.raises(CourseError, match="Which masked model"):
         augment.enlarge(side, "masked", 0)
+    for top in (0, len(tokenizer) + 1):
+        with pytest.raises(CourseError, match=f"masked:top is 1 to {len(tokenizer)}, .* not {top}"):
+            augment.enlarge(side, f"masked:top={top},model={tmp_path}", 0)
+    decoder = pretrained(tmp_path / "decoder", "qwen3")
+    with pytest.raises(CourseError, match="is no masked model. Give one of `pretrain --objective mlm`"):
+        augment.enlarge(side, f"masked:model={decoder}", 0)
 
 
 def test_augmented_texts_reach_the_training_and_dev_stays(table, words, tmp_path):  # noqa: F811
@@ -259,9 +295,11 @@ def test_augmented_texts_reach_the_training_and_dev_stays(table, words, tmp_path
     assert abs(steps(run) - 2 * steps(plain)) <= 4
     assert run.info["task"] == plain.info["task"]
     assert run.info["result"]["accuracy"] > 0.95
-    row = list(Run.open(run.folder / "seed-0").metrics())[-1]
+    rows = list(Run.open(run.folder / "seed-0").metrics())
+    row = rows[-1]
     terms = {"classification", "divergence", "adversarial_classification", "adversarial_divergence"}
     assert set(row["losses"]) == terms
+    assert max(row["losses"]["divergence"] for row in rows) > 1e-3, "dropout acted"
 
 
 # Words in each other's place
@@ -277,7 +315,10 @@ def test_words_in_the_same_company_are_neighbours():
 
 def test_the_thesaurus_is_made_once_and_files_are_checked(monkeypatch, tmp_path):
     made = []
-    documents = lambda: iter([make_text(i) for i in range(200)])
+    told = [f"{make_text(i)} Nobody knows it." for i in range(400)]
+    held_out = [text for text in told if split_of(document_hash(text)) != "train"]
+    assert len(held_out) > 5
+    documents = lambda: iter([*held_out, *(make_text(i) for i in range(200))])
     corpus = corpora.Corpus("x", documents, "x", "x")
     monkeypatch.setattr(corpora, "load", lambda name: made.append(name) or corpus)
     monkeypatch.setattr(thesaurus, "SIZE", 4)
@@ -286,6 +327,7 @@ def test_the_thesaurus_is_made_once_and_files_are_checked(monkeypatch, tmp_path)
     assert thesaurus.load() == first
     assert made == ["movie_reviews"]
     assert len(first["film"]) == thesaurus.NEAREST
+    assert "nobody" not in first, "held-out texts take no part"
     for content in ("{", "[1]", '{"a": "b"}'):
         (tmp_path / "bad.json").write_text(content)
         with pytest.raises(CourseError, match="is no thesaurus"):
@@ -336,6 +378,8 @@ def test_an_attack_finds_the_words_that_matter_and_stops_at_a_flip():
     assert done.right.tolist() == [0, 1, 0, 0]  # at one half, the first class is given
     assert done.accuracy == 0.25
     assert done.queries == (1 + 5 + 2) + (1 + 1) + 1 + 1
+    nothing = lambda texts: np.array([[1.0 - any(map(bool, texts)), 0.5]] * len(texts))  # fails for no text at all
+    assert attack.attack(nothing, ["", " "], [0, 1], attack.letters).right.tolist() == [1, 0], "no word can change"
     unchanged = attack.attack(by_words, texts, labels, attack.exchanged(near), most=0)
     assert unchanged.texts == texts
     assert unchanged.right.tolist() == [1, 1, 0, 0]

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, normalizers
+from tokenizers.models import Unigram
+from transformers import AutoTokenizer, GPT2Config, GPT2ForTokenClassification, PreTrainedTokenizerFast
 
 from course_lib import cli, device, examples, finetune, freezing, metrics, models, optim, recipes, recorder
 from course_lib import tokenizer as tokenizers
@@ -21,6 +24,7 @@ from course_lib.data import annotated, labelled, tags
 from course_lib.errors import CourseError
 from course_lib.heads import base, registry, spans, tokens, windows
 from course_lib.objectives import IGNORE, Classification
+from course_lib.precision import Precision
 from course_lib.record import Run
 from tests.conftest import make_text
 
@@ -107,11 +111,20 @@ def test_windows_cover_fit_overlap_and_are_owned(sizes, room, stride):
     assert ranges[-1][1] == len(sizes)
     for start, end in ranges:
         assert sum(sizes[start:end]) <= room
+        assert end == len(sizes) or sum(sizes[start : end + 1]) > room, "one word more does not fit"
     for (a, b), (c, d) in itertools.pairwise(ranges):
         assert a < c <= b < d
         assert sum(sizes[c:b]) <= stride
+        assert sum(sizes[c - 1 : b]) > stride or sum(sizes[c - 1 : b + 1]) > room, "nor can neighbours share one more"
+
+    def sight(word, start, end):
+        """Tokens between the word and the nearer edge; the text's own ends are none."""
+        left, right = sum(sizes[start:word]), sum(sizes[word + 1 : end])
+        return min(left if start else np.inf, right if end < len(sizes) else np.inf)
+
     for word, number in enumerate(owner):
         assert ranges[number][0] <= word < ranges[number][1]
+        assert sight(word, *ranges[number]) == max(sight(word, *r) for r in ranges if r[0] <= word < r[1])
     assert owner == sorted(owner), "going right, the window changes to the right only"
 
 
@@ -129,6 +142,25 @@ def test_a_word_that_no_piece_stands_for_is_o(tmp_path):
     assert found[1].shape == (0, 3)
     assert head.scores(side, found, ["O", "B-X", "I-X"])["f1"] == pytest.approx(0.5)
     assert head.fit(logits, side, {})["temperature"] > 0
+
+
+def llama(plain):
+    """Blanks are part of its pieces, ▁; it puts one before every text, unless it is `plain`."""
+    pieces = [(piece, -1.0) for piece in ("<unk>", "▁A", "▁film", "▁B", "▁a", "A", "a", "▁")]
+    made = Tokenizer(Unigram(pieces, 0))
+    blank = normalizers.Replace(" ", "▁")
+    made.normalizer = blank if plain else normalizers.Sequence([normalizers.Prepend("▁"), blank])
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_no_empty_piece_stands_before_a_word(plain):
+    tokenizer = llama(plain)
+    side = labelled.Labelled([annotated.join(["A", "film", "B"])], [[1, 0, 3]])
+    rows = registry.get("ner").rows(tokenizer, side, 48, 8)
+    assert rows.ids == [tokenizer("A film B")["input_ids"]]
+    assert tokenizer.convert_ids_to_tokens(rows.ids[0]) == ["A" if plain else "▁A", "▁film", "▁B"]
+    assert rows.labels == [[1, 0, 3]]
 
 
 def test_entities_are_learnt_reported_stored_and_found_in_text(conll, tmp_path, capsys):
@@ -180,8 +212,9 @@ def rows_of(head, count):
         good, long = draw.random() < 0.5, draw.random() < 0.5
         word = "wonderful" if good else "terrible"
         text = f"{make_text(i, 1)} {word} " + ("New York" if long else "")
-        if head == "pair":
-            yield {"text": make_text(i, 1), "text_pair": f"The film. {word}", "label": str(good)}
+        if head == "pair":  # neither text alone tells
+            first = f"{make_text(i, 1)} {'wonderful' if long else 'terrible'}"
+            yield {"text": first, "text_pair": f"The film. {word}", "label": str(good and long)}
         elif head == "multilabel":
             yield {"text": text, "labels": ["good"] * good + ["long"] * long}
         elif head == "regression":
@@ -196,6 +229,24 @@ def rows_of(head, count):
 
 FLOORS = {"sequence": 0.9, "pair": 0.9, "multilabel": 0.9, "regression": 0.8, "span": 0.8}
 RECIPES = {"multilabel": (20, 0.001)}  # two things to learn at once: at 0.004 it learns only one
+
+
+LOSSES = {
+    "sequence": ([0, 1, 1, 0], [[0.8, 0.2], [0.6, 0.4], [0.3, 0.7], [1.0, 0.0]], 1 / 4, [0.8, 0.4, 0.7, 1.0]),
+    "multilabel": ([[1, 0], [1, 1]], [[0.9, 0.2], [0.4, 0.6]], 1 - 2 * 2 / (3 + 2), [0.9, 0.8, 0.4, 0.6]),
+    "regression": ([1.0, 3.0], [2.0, 0.0], (1 + 9) / 2, None),
+    "span": ([[0, 11], [4, 7]], [[8, 11], [4, 7]], 1 / 6, None),  # half of "big cat" is worth 2/3
+}
+
+
+@pytest.mark.parametrize("head", LOSSES)
+def test_the_losses_that_choose_the_weights_in_closed_form(head):
+    """Lower is better, also where the score that is reported goes up. `right`: the chance that each true answer got."""
+    labels, answers, error, right = LOSSES[head]
+    side = labelled.Labelled([("who", "the big cat")] * len(labels), labels)
+    found = registry.get(head).losses(side, answers if head == "span" else np.array(answers), [])
+    expected = {"error": error} | ({"log_loss": -np.log(right).mean()} if right else {})
+    assert found == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("head", FLOORS)
@@ -219,7 +270,10 @@ def test_every_head_learns_and_loads_as_a_stock_model(head, tmp_path):
     assert model.config.calibration == Run.open(run.folder / "seed-0").info["result"]["calibration"]
     hits = finetune.correct(run)
     per_item = hits.sum(1)[0, 0] / hits.sum(1)[0, 1] if hits.ndim == 3 else hits.mean()
-    if head != "regression":
+    if head == "regression":
+        rmse = Run.open(run.folder / "seed-0").info["result"]["test"]["rmse"]
+        assert -per_item == pytest.approx(rmse**2, rel=1e-3)
+    else:
         assert per_item == pytest.approx(run.info["result"][kind.metric], abs=1e-3)
 
 
@@ -234,6 +288,11 @@ def test_every_head_learns_and_loads_as_a_stock_model(head, tmp_path):
         ("sequence", [{"text": "a", "label": 1}, {"text": None, "label": 2}], "row 2: there is no 'text'"),
         ("span", [{"question": "q", "context": "a", "answer": "a", "start": "0.0"}], "'0.0' is no whole number"),
         ("span", [{"question": "q", "context": "abc", "answer": "x", "start": 0}], "'x' does not stand at character 0"),
+        ("multilabel", [{"text": "a", "labels": 3}], "row 1: the labels are a list of names, .* not 3"),
+        ("multilabel", [{"text": "a", "labels": ["x", None]}], "row 1: the labels are a list of names"),
+        ("multilabel", [{"text": f"t{i}", "labels": "a | b"} for i in range(99)], "have the same label, 'a, b'"),
+        ("sequence", [{"text": f"t{i}", "label": i / 7} for i in range(200)], "classes for .* Are they numbers"),
+        ("sequence", [{"text": f"t{i}", "label": "A"} for i in range(99)], "have the same label, 'A'"),
     ],
 )
 def test_tables_that_a_head_cannot_read(tmp_path, head, rows, message):
@@ -254,9 +313,63 @@ def test_numbers_without_variance_and_numbers_as_classes(tmp_path):
         registry.get("sequence").task(Tuning(head="sequence", **files))
     write("a.jsonl", [{"text": f"t{i}", "label": int(i == 7)} for i in range(200)])
     write("b.jsonl", [{"text": "one", "label": 1}, {"text": "two", "label": 0}])
-    task = registry.get("regression").task(Tuning(head="regression", labels=2, **files))
-    with pytest.raises(CourseError, match="first 2 numbers of train are all the same"):
-        registry.get("regression").calibration(task)
+    with pytest.raises(CourseError, match="All 2 numbers in train are the same"):
+        registry.get("regression").task(Tuning(head="regression", labels=2, **files))
+
+
+def test_few_labels_are_checked_as_all_of_them_are(tmp_path):
+    rows = [{"text": f"t{i}", "label": "xyz"[i % 3]} for i in range(300)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = Tuning(task=str(tmp_path / "a.jsonl"))
+    task = registry.get("sequence").task(config)
+    assert (task.notes, task.train, task.test) == (
+        (),
+        *(getattr(labelled.load(config.task), s) for s in ("train", "test")),
+    )
+    with pytest.raises(CourseError, match="have the same label"):
+        registry.get("sequence").task(replace(config, labels=1))
+    two = next(n for n in range(2, 99) if len(set(task.train.labels[:n])) == 2)
+    few = registry.get("sequence").task(replace(config, labels=two))
+    (missing,) = set(range(3)) - set(few.train.labels)
+    assert f"test texts have '{few.classes[missing]}', which train never shows" in " ".join(few.notes)
+    assert few.test == task.test
+
+
+def test_names_between_bars_may_have_blanks_and_one_class_is_a_yes_or_no(tmp_path):
+    head, path = registry.get("multilabel"), tmp_path / "t.jsonl"
+    rows = [{"text": f"t{i}", "labels": "a | b" if i % 2 else "b|a|"} for i in range(9)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert {label for _, label in head.read(path, "utf-8")[0]} == {("a", "b")}
+    path.write_text("".join(json.dumps({"text": f"t{i}", "labels": ["a"] * (i % 2)}) + "\n" for i in range(99)))
+    assert head.task(Tuning(head="multilabel", task=str(path))).classes == ["a"]
+    side, answers = labelled.Labelled(list("abcd"), [[1], [1], [0], [0]]), np.array([[0.9], [0.1], [0.9], [0.9]])
+    found = head.scores(side, answers, ["a"])
+    assert found == pytest.approx({"micro_f1": 2 / 5, "macro_f1": 2 / 5, "exact": 1 / 4})
+    hits = head.hits({"labels": side.labels, "probabilities": answers})
+    assert hits.sum(0)[0] / hits.sum(0)[1] == pytest.approx(found["micro_f1"])
+
+
+def test_balanced_weights_of_a_class_that_every_text_has():
+    train = labelled.Labelled(list("abcd"), [[1, 1, 0], [1, 0, 0], [1, 0, 0], [1, 0, 0]])
+    task = labelled.Task("t", ["always", "once", "never"], train, train, train)
+    made = registry.get("multilabel").objective(Tuning(class_weights="balanced"), task)
+    assert made.positive.tolist() == [1 / 4, 3, 4]
+
+
+@pytest.mark.parametrize(("mean", "unit"), [(1.7e9, 10.0), (0.0, 1e-8)])
+def test_numbers_far_from_zero_or_small_are_learnt_and_scored_in_their_own_units(mean, unit, tmp_path, cpu):
+    head, folder = registry.get("regression"), pretrained(tmp_path / "m") / "model"
+    train = labelled.Labelled([make_text(i, 1) for i in range(20)], [mean + unit * (i % 2) for i in range(20)])
+    task = labelled.Task("t", ["value"], train, train, train)
+    state = finetune.build(Tuning(head="regression"), folder, task, finetune.load_tokenizer(folder), cpu)
+    assert state.loader.rows.labels == pytest.approx([-1.0, 1.0] * 10)
+    unsure, sure = np.full((20, 1), 0.5, np.float32), np.array([[-1.0], [1.0]] * 10, np.float32)
+    units = head.calibration(task)
+    assert head.scores(train, head.answers(unsure, train, units), ["value"])["r2"] == pytest.approx(-0.25)
+    assert head.scores(train, head.answers(sure, train, units), ["value"])["r2"] == pytest.approx(1)
+    stored = head.stored(train, unsure, ["value"], units)
+    assert stored["values"] == pytest.approx([mean + 0.75 * unit] * 20, abs=unit / 1000)
+    assert head.hits(stored) == pytest.approx(np.array([-0.5625, -0.0625] * 10) * unit**2, rel=1e-3)
 
 
 def test_labels_may_be_missing_where_a_text_may_have_none(tmp_path):
@@ -281,6 +394,43 @@ def test_an_answer_is_found_in_the_window_that_holds_it(tmp_path):
     assert found == side.labels
     assert head.scores(side, found, [])["f1"] == 1
     assert spans.overlap("the big cat", "A cat!") == pytest.approx(2 / 3)
+
+
+def test_an_answer_has_no_outer_blanks(tmp_path):
+    path = tmp_path / "t.jsonl"
+    rows = [
+        {"question": "q", "context": " Ann saw Bob ", "answer": a, "start": s} for a, s in ((" Ann", 0), ("Bob ", 9))
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    items = registry.get("span").read(path, "utf-8")[0]
+    assert [context[slice(*place)] for (_, context), place in items] == ["Ann", "Bob"]
+    tokenizer = AutoTokenizer.from_pretrained(pretrained(tmp_path / "m") / "model")
+    side = labelled.Labelled([text for text, _ in items], [list(place) for _, place in items])
+    assert [0, 0] not in registry.get("span").rows(tokenizer, side, 48, 8).labels
+
+
+@pytest.mark.parametrize(("start", "end", "allowed"), [(30, 10, False), (4, 34, False), (4, 33, True), (7, 7, True)])
+def test_a_span_goes_forward_and_has_30_tokens_at_most(start, end, allowed):
+    outputs = np.zeros((45, 2))  # the first token is "nowhere"
+    outputs[start, 0] = outputs[end, 1] = 5
+    rows = examples.Rows([[0] * 45], [], places=[(0, {at: (10 * at, 10 * at + 9) for at in range(1, 45)})])
+    ((score, (first, last)),) = registry.get("span").merge([outputs], rows, labelled.Labelled([("q", "c")], [[0, 0]]))
+    assert score == (10 if allowed else 5)
+    assert 0 <= (last - 9) // 10 - first // 10 < 30
+    assert not allowed or [first, last] == [10 * start, 10 * end + 9]
+
+
+def test_both_texts_of_a_pair_stand_in_one_row_each_of_its_own_type(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(pretrained(tmp_path / "m") / "model")
+    texts = [("The film moves.", "Bob Lee saw the plot"), ("Oslo", "wonderful " * 60)]
+    rows = registry.get("pair").rows(tokenizer, labelled.Labelled(texts, [0, 1]), 48, 8)
+    for ids, types, (first, second) in zip(rows.ids, rows.types, texts, strict=True):
+        theirs = tokenizer(first, second, truncation="only_second", max_length=48, return_token_type_ids=True)
+        assert (ids, types) == (theirs["input_ids"], theirs["token_type_ids"])
+        assert set(types) == {0, 1}
+    asked = registry.get("span").rows(tokenizer, labelled.Labelled([("who", "Bob Lee saw")], [[0, 7]]), 48, 8)
+    (ids,), (types,) = asked.ids, asked.types
+    assert types == [0] * (1 + ids.index(tokenizer.sep_token_id)) + [1] * types.count(1)
 
 
 @pytest.mark.parametrize(("how", "least"), [("none", 0), ("embeddings", 1), ("bottom-1", 2), ("body", 3)])
@@ -356,6 +506,70 @@ def test_the_best_weights_come_back(conll, tmp_path, monkeypatch):
     assert len(seen) == 4
     assert all(torch.equal(end[name], p) for name, p in kept[1].items())
     assert any(not torch.equal(end[name], p) for name, p in kept[3].items())
+
+
+def test_the_end_of_training_is_judged_where_no_evaluation_falls_on_it(conll, tmp_path, monkeypatch):
+    config = ner(conll, pretrained(tmp_path / "m"), evaluate_every=0.6, epochs=1)
+    seen = []
+
+    def better(self, side, answers, classes):
+        seen.append(-float(len(seen)))  # the last one is the best
+        return {"error": seen[-1]}
+
+    monkeypatch.setattr(type(registry.get("ner")), "losses", better)
+    best, last = (finetune.finetune(replace(config, keep=k), tmp_path / k, log=quiet) for k in ("best", "last"))
+    assert len(seen) == 2 + 1, "nobody keeps the best of the second"
+    assert Run.open(best.folder / "seed-0").info["valid_at_end"] == {"error": -1.0}
+    a, b = ((run.folder / "model" / "model.safetensors").read_bytes() for run in (best, last))
+    assert a == b
+
+
+def gpt(folder):
+    """A stock token classifier whose tokenizer neither pads nor adds special tokens."""
+    torch.manual_seed(0)
+    tokenizer = tokenizers.train("byte-bpe", [make_text(i) for i in range(50)], 320, 64, exact=False)
+    tokenizer.backend_tokenizer.post_processor = None
+    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token=tokenizer.eos_token)
+    bare.model_max_length = 64
+    bare.save_pretrained(folder)
+    names = dict(enumerate(["O", "B-X", "I-X"]))
+    config = GPT2Config(
+        vocab_size=320, n_embd=32, n_layer=1, n_head=2, n_positions=64, id2label=names,
+        label2id={name: i for i, name in names.items()}, bos_token_id=0, eos_token_id=bare.eos_token_id,
+    )  # fmt: skip
+    GPT2ForTokenClassification(config).save_pretrained(folder)
+    return folder
+
+
+def test_empty_texts_and_a_stock_model_that_never_padded(tmp_path):
+    folder = gpt(tmp_path / "m")
+    assert tokens.extract(folder, ["", ""], device.pick("cpu")) == [[], []]
+    alone, both = (
+        tokens.extract(folder, texts, device.pick("cpu")) for texts in (["The film"], ["The film", "", "The"])
+    )
+    assert both[:2] == [*alone, []]
+    model = finetune.new_model(folder, ["a", "b"], Tuning())
+    model.config.pad_token_id = padding = 3
+    one, mixed = (
+        base.predict(model, rows, padding, Precision("cpu", torch.float32)) for rows in ([[]], [[5, 6, 7], []])
+    )
+    assert mixed[1] == pytest.approx(one[0], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [("sequence", "single_label_classification"), ("multilabel", "multi_label_classification"), ("ner", None)],
+)
+def test_the_kind_of_problem_is_not_inherited(head, kind, tmp_path):
+    folder = pretrained(tmp_path / "m") / "model"
+    (finetune.new_model(folder, ["x"], Tuning(head="regression"))).save_pretrained(tmp_path / "r")
+    assert finetune.new_model(tmp_path / "r", ["O", "B-X", "I-X"], Tuning(head=head)).config.problem_type == kind
+
+
+def test_a_report_without_any_entity():
+    report = lambda gold, found: registry.get("ner").report({"labels": gold, "tags": found})
+    assert report([["O", "O"], []], [["O", "O"], []]) == "There are no entities, neither true nor predicted."
+    assert "PER" in report([["O"]], [["B-PER"]])
 
 
 def test_class_weights_let_every_class_count_the_same():

@@ -2,13 +2,15 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from course_lib import models, optim
+from course_lib import models, objectives, optim
 from course_lib.budget import Budget, WorkClock
 from course_lib.errors import CourseError
 from course_lib.loop import MAX_SKIPPED, train
@@ -43,6 +45,76 @@ def test_causal_loss_is_the_closed_form(tiny_model):
     objective = CausalLM()
     assert objective.counts(batch) == {"clm": 13}
     assert objective(tiny_model, batch)["clm"].item() == pytest.approx(expected, rel=1e-5)
+
+
+SAYS = torch.randn(9, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+IDS = torch.tensor([[1, 5, 2, 7], [3, 8, 4, 0], [6, 2, 0, 0]])  # 0 is padding
+HEAVY = torch.tensor([0.5, 2.0, 1.5], dtype=torch.float64)
+TAGGED = [[2, IGNORE, 0, 1], [1, 1, 0, IGNORE], [IGNORE, 2, IGNORE, IGNORE]]
+
+
+def smoothed(logits, label, epsilon):
+    """One target of a weighted and smoothed cross-entropy."""
+    nll = -HEAVY * logits.log_softmax(-1)
+    return (1 - epsilon) * nll[label] + epsilon * nll.mean()
+
+
+def span(logits, ends, length):
+    return sum(logits[:length, k].logsumexp(0) - logits[ends[k], k] for k in (0, 1))
+
+
+CASES = {
+    "a class a row": (
+        objectives.Classification(), {"classification": 3}, lambda z: z[:, 0], [2, 0, 1],
+        lambda z, row, labels, length: -z[row, 0].log_softmax(-1)[labels],
+    ),
+    "a class a token": (
+        objectives.Classification(0.2, HEAVY), {"classification": 7}, lambda z: z, TAGGED,
+        lambda z, row, labels, length: sum(smoothed(z[row, i], y, 0.2) for i, y in enumerate(labels) if y != IGNORE),
+    ),
+    "any number of classes": (
+        objectives.MultiLabel(HEAVY), {"labels": 9}, lambda z: z[:, 0], [[1, 0, 1], [0, 0, 0], [0, 1, 0]],
+        lambda z, row, labels, length: -sum(
+            HEAVY[k] * F.logsigmoid(z[row, 0, k]) if y else F.logsigmoid(-z[row, 0, k]) for k, y in enumerate(labels)
+        ),
+    ),
+    "a number": (
+        objectives.Regression(), {"squares": 3}, lambda z: z[:, 0, :1], [-1.75, 0.5, -0.6],
+        lambda z, row, labels, length: (z[row, 0, 0] - labels) ** 2,
+    ),
+    "two ends": (
+        objectives.SpanEnds(), {"span": 6}, None, [[0, 2], [2, 2], [1, 1]],
+        lambda z, row, labels, length: span(z[row], labels, length),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_losses_of_a_task_in_closed_form(name):
+    """In float64, row by row; rows alone give the same sum, without their padding."""
+    objective, counts, shown, labels, expected = CASES[name]
+
+    def model(input_ids, attention_mask):
+        z = SAYS[input_ids]  # (rows, length, 3)
+        ends = {"start_logits": z[..., 0], "end_logits": z[..., 1]}
+        return SimpleNamespace(logits=shown(z)) if shown else SimpleNamespace(**ends)
+
+    mask = (IDS > 0).long()
+    whole = {"input_ids": IDS, "attention_mask": mask, "labels": torch.tensor(labels)}
+    (term,) = objective.weights
+    lengths = mask.sum(1).tolist()
+    by_hand = [float(expected(SAYS[IDS], row, labels[row], lengths[row])) for row in range(3)]
+    assert objective(model, whole)[term].item() == pytest.approx(sum(by_hand), rel=1e-6)
+    assert objective.counts(whole) == counts
+    alone = [
+        {
+            key: v[row : row + 1, : lengths[row]] if v.shape == IDS.shape else v[row : row + 1]
+            for key, v in whole.items()
+        }
+        for row in range(3)
+    ]
+    assert [objective(model, part)[term].item() for part in alone] == pytest.approx(by_hand, rel=1e-6)
+    assert sum(objective.counts(part)[term] for part in alone) == counts[term]
 
 
 def test_the_model_never_sees_the_future(tiny_model):

@@ -35,7 +35,7 @@ def test_spans_survive_every_scheme_and_seqeval_agrees(sentence, first, second):
     assert tags.convert(once, first) == tags.of_spans(found, length, "IOB2")
     theirs = seqeval.Entities([once], ORACLE[first]).entities[0] if once else []
     assert [(e.start, e.end, e.tag) for e in theirs] == [(s.start, s.end, s.kind) for s in found]
-    assert tags.detect([once], ["x"]) in tags.SCHEMES
+    assert tags.spans(once, tags.detect([once], ["x"])) == found
 
 
 TAGS = st.sampled_from(["O", "B-PER", "I-PER", "B-LOC", "I-LOC"])
@@ -127,7 +127,8 @@ def test_spans_in_json(tmp_path):
         {"start": text.index("Ann"), "end": text.index("Wu") + 2, "label": "PER"},
         {"start": text.index("北"), "end": text.index("市"), "label": "LOC"},
     ]
-    items, notes = annotated.read(spans_file(tmp_path, {"text": text, "entities": entities}, {"text": ""}))
+    rows = [{"text": text, "entities": entities}, {"text": "", "entities": []}]
+    items, notes = annotated.read(spans_file(tmp_path, *rows))
     words, labels = items[0]
     marked = [(words.places[s.start][0], words.places[s.end - 1][1], s.kind) for s in tags.spans(labels)]
     assert marked == [(e["start"], e["end"], e["label"]) for e in entities]
@@ -145,12 +146,32 @@ def test_spans_in_json(tmp_path):
         ([{"start": 3, "end": 4, "label": "X"}], "no word at characters 3 to 4"),
         ([{"start": 0, "label": "X"}], "needs start, end and label"),
         ([[0, 3, "X"]], "row 1: an entity needs start, end and label"),
+        ([{"start": 0.9, "end": 3, "label": "X"}], "needs start, end and label, two whole numbers and a name"),
+        ([{"start": 0, "end": 3, "label": " "}], "needs start, end and label"),
+        ([{"start": 0, "end": 3, "label": None}], "needs start, end and label"),
+        (5, "row 1: there is no list `entities`"),
+        (None, "row 1: there is no list `entities`"),
         ([{"start": 0, "end": 7, "label": "X"}, {"start": 4, "end": 7, "label": "X"}], "overlaps the one before"),
     ],
 )
 def test_spans_that_cannot_be(tmp_path, entities, message):
     with pytest.raises(CourseError, match=message):
         annotated.read(spans_file(tmp_path, {"text": "Ann saw it", "entities": entities}))
+
+
+def test_rows_that_do_not_say_where_their_entities_are(tmp_path):
+    with pytest.raises(CourseError, match="row 1: there is no list `entities`; give a text that has none an empty one"):
+        annotated.read(spans_file(tmp_path, {"text": "Ann", "entitys": []}))
+    with pytest.raises(CourseError, match="row 1: the text is 5, not a string"):
+        annotated.read(spans_file(tmp_path, {"text": 5, "entities": []}))
+    row = {"text": "Ann saw", "tokens": ["Ann", "saw"], "tags": ["B-PER", "O"]}
+    assert annotated.read(spans_file(tmp_path, row))[0] == [(annotated.join(["Ann", "saw"]), ["B-PER", "O"])]
+
+
+def test_tokens_that_are_several_words_in_running_text_are_counted(tmp_path):
+    _, notes = annotated.read(write(tmp_path / "a.conll", "U.S. B-LOC\nwell-known O\n\nAnn B-PER\n北京 B-LOC\n"))
+    assert "2 tokens of entities, such as 'U.S.', are several words" in notes[1]
+    assert len(annotated.read(write(tmp_path / "b.conll", "Ann B-PER\nwell-known O\n"))[1]) == 1
 
 
 def test_peoples_daily_has_a_tag_a_character(monkeypatch):
@@ -175,7 +196,7 @@ def test_joined_tokens_are_found_again(tokens):
 
 def test_wiki_names_are_sound_and_every_side_has_every_type():
     items, notes = annotated.read(annotated.NAMES)
-    assert notes == [f"{annotated.NAMES}: the tags are IOB2."]
+    assert notes[0] == f"{annotated.NAMES}: the tags are IOB2."
     sides = annotated.TASKS["wiki_names"]()
     assert {side: len(rows) for side, rows in sides.items()} == {"train": 90, "dev": 15, "test": 45}
     assert [item for rows in sides.values() for item in rows] == items

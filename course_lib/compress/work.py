@@ -46,7 +46,8 @@ class Workshop:
 
     def batches(self, rows: int) -> Sequence[Batch]:
         """The first texts of train, 32 at once."""
-        encoded = finetune.encode(self.teacher, self.tokenizer, self.task.train, self.tuning)
+        train = registry.get(self.tuning.head).lesson(self.task)
+        encoded = finetune.encode(self.teacher, self.tokenizer, train, self.tuning)
         place = next(self.teacher.parameters()).device
         chosen = range(min(rows, len(encoded.ids)))
         parts = [chosen[at : at + 32] for at in range(0, len(chosen), 32)]
@@ -100,7 +101,8 @@ class Workshop:
                 state.load_state_dict(saved)
             part.rewind(state.step)
             if after:
-                after(budget.progress)
+                taken = list(part.metrics())
+                after(taken[-1]["progress"] if taken else budget.progress)  # what the last step was told
                 state.optimizers[0].register_step_post_hook(lambda *_: after(budget.progress))
             part.update(settings=asdict(tuning), plan={"micro_rows": tuning.step_rows}, status="running")
             shape = schedule.build(tuning.schedule, tuning.warmup, 1 - tuning.warmup)

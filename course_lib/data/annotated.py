@@ -55,7 +55,7 @@ def read(path: Path, encoding: str = "utf-8") -> Found:
     """Sentences of a file, and notes on it: jsonl with `text` and `entities` or `tokens` and `tags`, else CoNLL."""
     if path.suffix.lower() == ".jsonl":
         rows = list(files.rows(path, encoding))
-        if rows and "text" in rows[0]:
+        if rows and "text" in rows[0] and not {"tokens", "tags"} <= rows[0].keys():
             return _with_spans(path, rows)
         tokens, found, where = _with_tags(path, rows)
     else:
@@ -72,7 +72,14 @@ def read(path: Path, encoding: str = "utf-8") -> Found:
 def _converted(path: Path, tokens: list[list[str]], found: list[list[str]], where: list[str]) -> Found:
     scheme = tags.detect(found, where)
     notes = [f"{path}: the tags are {scheme}" + ("." if scheme == "IOB2" else ", converted to IOB2.")]
-    pairs = zip(tokens, found, strict=True)
+    pairs = list(zip(tokens, found, strict=True))
+    named = [token for sentence, labels in pairs for token, tag in zip(sentence, labels, strict=True) if tag != "O"]
+    # Not cut here: predictions stand beside the file's own tokens.
+    if several := [token for token in named if token and not WORD.fullmatch(token)]:
+        notes.append(
+            f"{path}: {len(several):,} tokens of entities, such as '{several[0]}', are several words in running text, "
+            "of which `extract` may find a part only."
+        )
     return [(join(sentence), tags.convert(labels, scheme)) for sentence, labels in pairs], notes
 
 
@@ -90,10 +97,14 @@ def _with_spans(path: Path, rows: list[dict[str, Any]]) -> Found:
     """`entities`: objects with `start`, `end` (characters, exclusive) and `label`."""
     items, widened = list[Item](), 0
     for number, row in enumerate(rows, 1):
-        words = cut(files.filled(path, number, row, "text"))
-        marked: list[tags.Span] = []
         place = f"{path}, row {number}"
-        for start, end, label in sorted(_span(entity, place) for entity in row.get("entities") or []):
+        if not isinstance(files.filled(path, number, row, "text"), str):
+            raise CourseError(f"{place}: the text is {row['text']}, not a string.")
+        if not isinstance(row.get("entities"), list):
+            raise CourseError(f"{place}: there is no list `entities`; give a text that has none an empty one, [].")
+        words = cut(row["text"])
+        marked: list[tags.Span] = []
+        for start, end, label in sorted(_span(entity, place) for entity in row["entities"]):
             inside = [i for i, (s, e) in enumerate(words.places) if s < end and e > start]
             if not (0 <= start < end <= len(row["text"])) or not inside:
                 raise CourseError(f"{place}: there is no word at characters {start} to {end}.")
@@ -107,10 +118,12 @@ def _with_spans(path: Path, rows: list[dict[str, Any]]) -> Found:
 
 
 def _span(entity: Any, place: str) -> tuple[int, int, str]:
-    try:
-        return int(entity["start"]), int(entity["end"]), str(entity["label"])
-    except (KeyError, TypeError, ValueError):
-        raise CourseError(f"{place}: an entity needs start, end and label, but is {entity}.") from None
+    found: list[Any] = [entity.get(key) for key in ("start", "end", "label")] if isinstance(entity, dict) else []
+    if list(map(type, found)) != [int, int, str] or not found[2].strip():
+        raise CourseError(
+            f"{place}: an entity needs start, end and label, two whole numbers and a name, but is {entity}."
+        )
+    return found[0], found[1], found[2]
 
 
 def _wide(character: str) -> bool:

@@ -99,21 +99,28 @@ def columns(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, list[lis
     """(line, rows of columns) of every sentence of a CoNLL file.
 
     Columns are separated by tabs or blanks, sentences by empty lines; `-DOCSTART-` lines and `# comments` are left out.
+    A comment stands between sentences and has other columns than the rest; else it is the token `#`.
     """
     sentence: list[list[str]] = []
-    width = first = 0
+    first = 0
+    shape = lambda line: (len(_cut(line)), "\t" in line)
+    tokens = (line for line in lines(path, encoding) if _cut(line)[0] not in ("", "#", "-DOCSTART-"))
+    width, _ = usual = next(map(shape, tokens), (0, False))
     for number, line in enumerate(chain(lines(path, encoding), [""]), 1):
-        found = re.split(r"\t" if "\t" in line else r" +", line.strip(" \t\n"))
+        found = _cut(line)
         if found == [""]:
             if sentence:
                 yield first, sentence
                 sentence = []
-        elif found[0] != "-DOCSTART-" and not (line.startswith("# ") or line == "#\n"):
-            width = width or len(found)
+        elif found[0] != "-DOCSTART-" and (found[0] != "#" or sentence or shape(line) == usual):
             if len(found) != width or width < 2 or not found[0]:
                 raise CourseError(f"{path}, line {number}: {len(found)} columns, expected {max(width, 2)}.")
             first = first if sentence else number
             sentence.append(found)
+
+
+def _cut(line: str) -> list[str]:
+    return re.split(r"\t" if "\t" in line else r" +", line.strip(" \t\n"))
 
 
 def pieces(parts: Iterable[str]) -> Iterator[str]:

@@ -50,8 +50,9 @@ class Task:
 
     def with_labels(self, count: int) -> "Task":
         """The same task with only `count` training texts (0: all)."""
-        if count > len(self.train):
-            raise CourseError(f"'{self.name}' has {len(self.train):,} training texts, fewer than {count:,}.")
+        if not 0 <= count <= len(self.train):
+            wrong = "fewer than" if count > 0 else "so --labels cannot be"
+            raise CourseError(f"'{self.name}' has {len(self.train):,} training texts, {wrong} {count:,}.")
         return replace(self, train=self.train.first(count)) if count else self
 
     def describe(self) -> dict[str, Any]:
@@ -90,7 +91,7 @@ def load(name: str, encoding: str = "utf-8") -> Task:
     """A registered task, or a csv, tsv, jsonl or parquet file with the columns `text` and `label`."""
     if name not in TASKS and not Path(name).suffix:
         raise unknown("task", name, TASKS)
-    return _registered(name) if name in TASKS else _from_file(Path(name), encoding)
+    return _indexed(name, registered(name)) if name in TASKS else _from_file(Path(name), encoding)
 
 
 MAX_CLASSES = 50  # a column with more values than this is no set of classes
@@ -108,7 +109,8 @@ def of_corpus(spec: str, encoding: str = "utf-8") -> Task | None:
     return load(spec, encoding) if 2 <= len(found) <= MAX_CLASSES else None
 
 
-def _registered(name: str) -> Task:
+def registered(name: str) -> "Sides":
+    """The sides of a task of `TASKS`."""
     source, pairs = TASKS[name], {}
     for side, table in library.load(source.dataset).items():
         named = {column: getattr(feature, "names", None) for column, feature in table.features.items()}
@@ -117,7 +119,7 @@ def _registered(name: str) -> Task:
         pairs[side] = [(row["text"], value(row, source.label)) for row in table if fits(row)]
         pairs[side] = [(text, label) for text, label in pairs[side] if label != source.without]
     # Both held-out sides: nothing was chosen on either, and twice the texts halve the variance.
-    return _indexed(name, _sides(name, pairs["train"], pairs["valid"] + pairs["test"]))
+    return _sides(name, pairs["train"], pairs["valid"] + pairs["test"])
 
 
 def _indexed(name: str, sides: "Sides") -> Task:

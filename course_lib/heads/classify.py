@@ -22,24 +22,23 @@ class SequenceHead(base.Head):
     auto = AutoModelForSequenceClassification
     metric = "accuracy"
 
-    def task(self, tuning: Tuning) -> labelled.Task:
-        """Also the tasks that come with a corpus."""
-        if tuning.train or tuning.valid or tuning.test:
-            return super().task(tuning)
-        return labelled.load(tuning.task, tuning.encoding).with_labels(tuning.labels)
-
     def read(self, path: Path, encoding: str) -> tuple[list[labelled.Item], list[str]]:  # noqa: D102
         return labelled.labelled_column(path, encoding), []
 
+    def registered(self, name: str) -> labelled.Sides | None:  # noqa: D102
+        return labelled.registered(name) if name in self.names() else None
+
+    def names(self) -> list[str]:  # noqa: D102
+        return list(labelled.TASKS)
+
     def classes(self, sides: labelled.Sides) -> list[str]:  # noqa: D102
         found = sorted({kind for side in sides.values() for _, label in side for kind in self.kinds(label)})
-        learned = {kind for _, label in sides["train"] for kind in self.kinds(label)}
-        if len(learned) < 2:
-            raise CourseError(f"Train has only the class '{''.join(learned)}'; there is nothing to learn.")
-        if len(learned) > labelled.MAX_CLASSES and len(learned) > len(sides["train"]) / 2:
-            raise CourseError(
-                f"{len(learned):,} classes for {len(sides['train']):,} texts are no classes. Are they numbers?"
-            )
+        if len({label for _, label in sides["train"]}) < 2:
+            same = ", ".join(sorted(self.kinds(sides["train"][0][1])))
+            raise CourseError(f"All texts in train have the same label, '{same}'; there is nothing to learn.")
+        texts = sum(map(len, sides.values()))
+        if len(found) > labelled.MAX_CLASSES and len(found) > texts / 2:
+            raise CourseError(f"{len(found):,} classes for {texts:,} texts are no classes. Are they numbers?")
         return found
 
     def kinds(self, label: Any) -> set[str]:  # noqa: D102
@@ -47,6 +46,9 @@ class SequenceHead(base.Head):
 
     def target(self, label: Any, classes: list[str]) -> Any:  # noqa: D102
         return classes.index(label)
+
+    def outputs(self, classes: list[str]) -> dict[str, Any]:  # noqa: D102
+        return super().outputs(classes) | {"problem_type": "single_label_classification"}
 
     def rows(self, tokenizer: Any, side: labelled.Labelled, length: int, stride: int) -> Rows:  # noqa: D102
         return Rows(base.encode(tokenizer, side.texts, length), side.labels)
@@ -93,8 +95,8 @@ class PairHead(SequenceHead):
 
     unit = "pairs"
 
-    def task(self, tuning: Tuning) -> labelled.Task:  # noqa: D102
-        return base.Head.task(self, tuning)
+    def names(self) -> list[str]:  # noqa: D102
+        return []
 
     def read(self, path: Path, encoding: str) -> tuple[list[labelled.Item], list[str]]:  # noqa: D102
         table = labelled.columns(path, encoding, "text", "text_pair", "label")
@@ -105,8 +107,8 @@ class PairHead(SequenceHead):
         """Both texts in one row, the longer one shortened first."""
         first, second = (list(column) for column in zip(*side.texts, strict=True))
         options = {"truncation": "longest_first", "max_length": length, "split_special_tokens": True}
-        found = tokenizer(first, second, **options)
-        return Rows(found["input_ids"], side.labels, found.get("token_type_ids"))
+        found = tokenizer(first, second, return_token_type_ids=True, **options)
+        return Rows(found["input_ids"], side.labels, found["token_type_ids"])
 
 
 class MultiLabelHead(SequenceHead):
@@ -114,14 +116,19 @@ class MultiLabelHead(SequenceHead):
 
     metric = "micro_f1"
 
-    def task(self, tuning: Tuning) -> labelled.Task:  # noqa: D102
-        return base.Head.task(self, tuning)
+    def names(self) -> list[str]:  # noqa: D102
+        return []
 
     def read(self, path: Path, encoding: str) -> tuple[list[labelled.Item], list[str]]:  # noqa: D102
         items = []
-        for row in labelled.columns(path, encoding, "text", "labels", optional=("labels",)):
-            names = row["labels"] if isinstance(row["labels"], list) else (row["labels"] or "").split("|")
-            items.append((clean(str(row["text"])), tuple(sorted({str(name) for name in names if name != ""}))))
+        for number, row in enumerate(labelled.columns(path, encoding, "text", "labels", optional=("labels",)), 1):
+            names = [] if row["labels"] is None else row["labels"]
+            names = names.split("|") if isinstance(names, str) else names
+            if not isinstance(names, list) or None in names:
+                raise CourseError(
+                    f"{path}, row {number}: the labels are a list of names, or names between |, not {row['labels']}."
+                )
+            items.append((clean(str(row["text"])), tuple(sorted({str(name).strip() for name in names} - {""}))))
         return list(dict.fromkeys(items)), []
 
     def kinds(self, label: Any) -> set[str]:  # noqa: D102
@@ -137,7 +144,7 @@ class MultiLabelHead(SequenceHead):
         if base.class_weights(tuning, [0], ["yes"]) is None:
             return objectives.MultiLabel()
         yes = np.array(task.train.labels).sum(0)
-        return objectives.MultiLabel(torch.tensor((len(task.train) - yes) / np.maximum(yes, 1)))
+        return objectives.MultiLabel(torch.tensor(np.maximum(len(task.train) - yes, 1) / np.maximum(yes, 1)))
 
     def fit(self, logits: Any, side: labelled.Labelled, calibration: dict[str, float]) -> dict[str, float]:
         """A yes or no is a choice between the logit and zero."""
@@ -156,8 +163,10 @@ class MultiLabelHead(SequenceHead):
     def scores(self, side: labelled.Labelled, answers: np.ndarray, classes: list[str]) -> dict[str, float]:  # noqa: D102
         from sklearn.metrics import accuracy_score, f1_score
 
-        gold, found = np.array(side.labels), answers > 0.5
-        score = lambda how: float(f1_score(gold, found, average=how, zero_division=0))
+        gold, found = np.array(side.labels), (answers > 0.5).astype(int)
+        if gold.shape[1] == 1:  # scikit-learn would take a single column for two classes, yes and no
+            gold, found = gold.ravel(), found.ravel()
+        score = lambda how: float(f1_score(gold, found, average=how if gold.ndim > 1 else "binary", zero_division=0))
         return {
             "micro_f1": score("micro"),
             "macro_f1": score("macro"),
@@ -186,8 +195,8 @@ class RegressionHead(SequenceHead):
 
     metric = "r2"
 
-    def task(self, tuning: Tuning) -> labelled.Task:  # noqa: D102
-        return base.Head.task(self, tuning)
+    def names(self) -> list[str]:  # noqa: D102
+        return []
 
     def read(self, path: Path, encoding: str) -> tuple[list[labelled.Item], list[str]]:  # noqa: D102
         items = []
@@ -202,7 +211,7 @@ class RegressionHead(SequenceHead):
 
     def classes(self, sides: labelled.Sides) -> list[str]:  # noqa: D102
         if len({label for _, label in sides["train"]}) < 2:
-            raise CourseError("All numbers in train are the same; there is nothing to learn.")
+            raise CourseError(f"All {len(sides['train']):,} numbers in train are the same; there is nothing to learn.")
         if alone := [side for side in ("dev", "test") if len(sides[side]) < 2]:
             raise CourseError(
                 f"There is one number in {alone[0]}, of which no variance can be explained. Give more texts."
@@ -220,19 +229,23 @@ class RegressionHead(SequenceHead):
 
     def calibration(self, task: labelled.Task) -> dict[str, float]:
         """The model answers in these units."""
-        if not np.std(task.train.labels):
-            raise CourseError(f"The first {len(task.train)} numbers of train are all the same. Take more --labels.")
         return {"mean": float(np.mean(task.train.labels)), "std": float(np.std(task.train.labels))}
 
+    def lesson(self, task: labelled.Task) -> labelled.Labelled:
+        """In units of `std` from the mean, so that every scale is as easy; float32 comes later, or loses an offset."""
+        units = self.calibration(task)
+        scaled = (np.array(task.train.labels) - units["mean"]) / units["std"]
+        return labelled.Labelled(task.train.texts, scaled.tolist())
+
     def objective(self, tuning: Tuning, task: labelled.Task) -> objectives.Objective:  # noqa: D102
-        return objectives.Regression(**self.calibration(task))
+        return objectives.Regression()
 
     def fit(self, logits: Any, side: labelled.Labelled, calibration: dict[str, float]) -> dict[str, float]:  # noqa: D102
         return calibration
 
     def answers(self, logits: Any, side: labelled.Labelled, calibration: dict[str, float]) -> np.ndarray:
         """Numbers in the labels' units, (texts,)."""
-        return logits[:, 0] * calibration["std"] + calibration["mean"]
+        return logits[:, 0].astype(np.float64) * calibration["std"] + calibration["mean"]
 
     def losses(self, side: labelled.Labelled, answers: np.ndarray, classes: list[str]) -> dict[str, float]:  # noqa: D102
         return {"error": float(((answers - np.array(side.labels)) ** 2).mean())}
@@ -250,8 +263,7 @@ class RegressionHead(SequenceHead):
         self, side: labelled.Labelled, logits: Any, classes: list[str], calibration: dict[str, float]
     ) -> dict[str, Any]:
         """Numbers beside the true ones."""
-        answers = [round(float(value), 6) for value in self.answers(logits, side, calibration)]
-        return {"labels": side.labels, "values": answers}
+        return {"labels": side.labels, "values": self.answers(logits, side, calibration).tolist()}
 
     def hits(self, stored: dict[str, Any]) -> np.ndarray:
         """Minus the squared errors: higher is better."""

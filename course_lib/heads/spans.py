@@ -42,6 +42,7 @@ class SpanHead(base.Head):
                 raise CourseError(f"{path}, row {number}: the start '{row['start']}' is no whole number.") from None
             if answer and (start < 0 or context[start : start + len(answer)] != answer):
                 raise CourseError(f"{path}, row {number}: '{answer[:50]}' does not stand at character {start}.")
+            start, answer = start + len(answer) - len(answer.lstrip()), answer.strip()  # blanks may be in no token
             items.append(((str(row["question"]), context), (start, start + len(answer)) if answer else tuple(NOWHERE)))
         return list(dict.fromkeys(items)), []
 
@@ -64,9 +65,10 @@ class SpanHead(base.Head):
             stride=min(stride, length // 4),
             return_overflowing_tokens=True,
             return_offsets_mapping=True,
+            return_token_type_ids=True,
             split_special_tokens=True,
         )
-        rows = Rows(found["input_ids"], [], found.get("token_type_ids"))
+        rows = Rows(found["input_ids"], [], found["token_type_ids"])
         for number, item in enumerate(found["overflow_to_sample_mapping"]):
             offsets, belongs = found["offset_mapping"][number], found.sequence_ids(number)
             place = {

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import AutoModelForTokenClassification, AutoTokenizer
+from transformers import AutoModelForTokenClassification
 
 from course_lib import metrics, objectives
 from course_lib.config import Tuning
@@ -152,6 +152,8 @@ class TokenHead(base.Head):
         return np.array(rows, dtype=float)
 
     def report(self, stored: dict[str, Any]) -> str:  # noqa: D102
+        if not self.hits(stored).any():
+            return "There are no entities, neither true nor predicted."  # seqeval makes no table of nothing
         return metrics.entity_report(stored["labels"], stored["tags"])
 
     def export(self, stored: dict[str, Any]) -> dict[str, str]:
@@ -165,7 +167,10 @@ class TokenHead(base.Head):
 def pieces(tokenizer: Any, texts: Sequence[Words], room: int) -> dict[str, list[int]]:
     """The tokens of every distinct word, at most `room`; none for a word that the tokenizer does not see."""
     words = list(dict.fromkeys(word for text in texts for word in text.words()))
-    return dict(zip(words, (ids[:room] for ids in base.encode(tokenizer, words, 10**9, specials=False)), strict=True))
+    alone = tokenizer.convert_ids_to_tokens(base.encode(tokenizer, ["a"], 99, specials=False)[0])
+    marked = "".join(alone).startswith(("▁", "Ġ"))  # the tokenizer puts a blank before a text itself; two are too many
+    asked = [word.lstrip() or word for word in words] if marked else words
+    return dict(zip(words, (ids[:room] for ids in base.encode(tokenizer, asked, 10**9, specials=False)), strict=True))
 
 
 def located(text: Words, chances: np.ndarray, classes: list[str]) -> list[Entity]:
@@ -209,13 +214,13 @@ def extract(folder: Path, texts: Sequence[str], where: Device, stride: int = 32)
     """The entities of running texts, by a fine-tuned run or any stock token classifier with IOB2 labels."""
     folder, head = model_folder(folder), TokenHead()
     model = AutoModelForTokenClassification.from_pretrained(folder, dtype=torch.float32).to(where.torch)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = base.load_tokenizer(folder)
     classes = [model.config.id2label[i] for i in range(model.config.num_labels)]
     if classes[0] != "O" or {tags.parts(tag)[0] for tag in classes[1:]} - {"B", "I"}:
         raise CourseError(f"{folder} finds no entities: its classes are {', '.join(classes[:5])}.")
     cut = [annotated.cut(text) for text in texts]
     side = labelled.Labelled(cut, [[0] * len(words.places) for words in cut])
-    length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+    length = base.context(model, tokenizer)
     rows = head.rows(tokenizer, side, length, min(stride, length // 4))
     outputs = base.run(model, rows, tokenizer.pad_token_id, Precision.for_device(where))
     calibration = getattr(model.config, "calibration", {"temperature": 1.0})

@@ -63,8 +63,8 @@ def _one(ask: Score, text: str, label: int, candidates: Candidates, most: int) -
     """(the text as it ends, whether the model still gives its label)."""
     words = text.split()
     before = ask([" ".join(words)])[0]
-    if before.argmax() != label:
-        return text, False
+    if before.argmax() != label or not words:
+        return text, bool(before.argmax() == label)
     without = [" ".join(words[:i] + words[i + 1 :]) for i in range(len(words))]
     order = np.argsort(ask(without)[:, label], kind="stable")
     lowest, changed = before[label], 0

@@ -108,15 +108,10 @@ class Masked:
 
     def rewrite(self, texts: list[str], random: Random) -> list[str]:
         """Only whole words are hidden and put in: tokens that start a word which no other token continues."""
-        from transformers import AutoModelForMaskedLM, AutoTokenizer
-
-        if not self.model:
-            raise CourseError("Which masked model? For example masked:model=runs/ID, after `pretrain --objective mlm`.")
-        progress.hush_transformers()
-        folder = locate(self.model)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32)  # files may be float16, slow on a CPU
+        model, tokenizer = self._load()
         start, goes_on = _words(tokenizer)
+        if not 1 <= self.top <= len(start):
+            raise CourseError(f"masked:top is 1 to {len(start):,}, the size of the vocabulary, not {self.top}.")
         whole, length = torch.from_numpy(start), min(LONGEST, tokenizer.model_max_length)
         new = []
         for text in texts:
@@ -129,6 +124,21 @@ class Masked:
                 read[places] = self._fill(model.eval(), read, places, tokenizer.mask_token_id, whole, random)
             new.append(tokenizer.decode(ids, skip_special_tokens=True).strip() if len(places) else text)
         return new
+
+    def _load(self) -> tuple[Any, Any]:
+        """(model, tokenizer)"""
+        from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+        if not self.model:
+            raise CourseError("Which masked model? For example masked:model=runs/ID, after `pretrain --objective mlm`.")
+        progress.hush_transformers()
+        folder = locate(self.model)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        try:
+            model = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32)  # files may be in slow float16
+        except ValueError as error:
+            raise CourseError(f"{self.model} is no masked model. Give one of `pretrain --objective mlm`.") from error
+        return model, tokenizer
 
     @torch.no_grad()
     def _fill(self, model: Any, ids: Any, places: Any, mask: int, whole: torch.Tensor, random: Random) -> list[int]:
@@ -157,6 +167,8 @@ METHODS: dict[str, Any] = {"eda": EDA, "synonym": Synonym, "masked": Masked}
 def parse(text: str) -> Method:
     """`eda` or `eda:copies=2,share=0.2` → settings."""
     made: Method = spec.parse(text, "augmentation", METHODS)
+    if made.copies < 1:
+        raise CourseError(f"The copies of '{text}' are at least 1, not {made.copies}.")
     return made
 
 

@@ -114,6 +114,15 @@ def test_comparisons_reach_into_tensors_and_see_other_shapes():
         equal(torch.tensor([1, 2]), torch.tensor([1, 3]))
 
 
+def test_what_looks_alike_is_told_apart():
+    with pytest.raises(AssertionError, match=r"expected \[1\], got \[1\]; the largest difference is 2\.0e-07"):
+        close([1 + 2e-7], [1.0], tolerance=1e-9)
+    with pytest.raises(AssertionError, match="expected 0.3, got 0.3: float 0.3 and float 0.30000000000000004"):
+        equal(0.1 + 0.2, 0.3)
+    with pytest.raises(AssertionError, match=r"tuple \(1, 2\) and list \[1, 2\]"):
+        equal([1, 2], (1, 2))
+
+
 def test_a_call_instead_of_a_function_and_a_name_that_is_not_there():
     with pytest.raises(CourseError, match="wants your function itself, not int"):
         ex99_1(4)

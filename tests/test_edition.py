@@ -52,6 +52,15 @@ def test_the_student_edition_has_the_stub_the_check_and_no_solution(edition):
     assert space["bits_per_byte"](1.0, 1, 1) is None
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_no_student_edition_begins_with_otter(path):
+    """Otter writes `import otter` and its own checks unless the second cell forbids both."""
+    first = json.loads(path.read_text(encoding="utf-8"))["cells"][1]
+    settings = ["init_cell: false", "check_all_cell: false", "export_cell: false"]
+    assert first["cell_type"] == "raw"
+    assert "".join(first["source"]).splitlines() == ["# ASSIGNMENT CONFIG", *settings]
+
+
 def points(notebook: Path, grader: Path, folder: Path) -> dict[str, float]:
     command = [sys.executable, "-m", "otter", "run", str(notebook), "-a", str(grader), "-o", str(folder), "--no-logo"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

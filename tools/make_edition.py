@@ -2,8 +2,9 @@
 
     python tools/make_edition.py [notebooks/NN_topic.ipynb …] [--to _build/edition]
 
-For each chapter: `student/NN_topic.ipynb`, without solutions, and `autograder/NN_topic.zip` for `otter run` or
-Gradescope. The student edition needs no otter: each exercise ends in its own call of `course_lib.checks`.
+For each chapter: `student/NN_topic.ipynb`, without solutions, and `autograder/NN_topic.zip` for `otter run` in an
+environment that has this course. The zip holds neither torch nor course_lib, so it is none for a service that builds
+its own environment. The student edition needs no otter: each exercise ends in its own call of `course_lib.checks`.
 """
 
 import argparse

@@ -20,6 +20,8 @@ def ex02_1(wordpiece: Callable[[str, set[str]], list[str]], holds: Properties) -
         equal(wordpiece("redo", {"re", "do"}), ["<unk>"])
     with holds("a word with a hole is one unknown token, not a part of it"):
         equal(wordpiece("playing!", {"play", "##ing"}), ["<unk>"])
+    with holds("a piece that was taken is never given back for a shorter one"):
+        equal(wordpiece("abc", {"a", "ab", "##bc"}), ["<unk>"])
     with holds("it agrees with the tokenizers library on many words"):
         vocab = {"a", "b", "ab", "ba", "##a", "##b", "##bb", "##aba"}
         words = [format(n, "b").translate({48: "a", 49: "b"}) for n in range(1, 64)]
@@ -47,6 +49,9 @@ def ex02_2(window_mask: Callable[[int, int], Tensor], holds: Properties) -> None
         equal(window_mask(6, 3).sum(1).tolist(), [1, 2, 3, 3, 3, 3])
     with holds("every position sees itself"):
         equal(bool(window_mask(6, 1).diagonal().all()), True)
+    with holds("with a window of two it sees itself and the one before"):
+        written(window_mask(4, 2))
+        equal(window_mask(4, 2).int().tolist(), [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]])
 
 
 @grader

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from course_lib.checks.grading import Properties, close, equal, grader, written
@@ -43,6 +44,8 @@ def ex03_1(online_log_sum_exp: Callable[[Iterable[Tensor]], Tensor], holds: Prop
         close(online_log_sum_exp([values]), want)
     with holds("logits of 1,000 do not overflow"):
         close(online_log_sum_exp([numbers(1000.0, 1000.0)]), 1000 + math.log(2))
+    with holds("logits of −1,000 do not vanish"):
+        close(online_log_sum_exp([numbers(-1000.0), numbers(-1001.0)]), -1000 + math.log1p(math.exp(-1)))
     with holds("a later block with a larger maximum rescales what was summed before"):
         close(online_log_sum_exp([numbers(1.0, 2.0), numbers(4.0, 3.0)]), torch.logsumexp(numbers(1, 2, 3, 4), 0))
     with holds("a later block with a smaller maximum is measured against the maximum so far"):
@@ -90,13 +93,17 @@ def ex03_3(mean_loss: Callable[[list[tuple[Tensor, Tensor]]], Tensor], holds: Pr
         close(mean_loss([(logits, some), nothing]), counted)
     with holds("no target at all is a loss of zero, not NaN"):
         close(mean_loss([nothing]), 0.0)
-    with holds("its gradient is that of the whole batch"):
-        close(_gradient(mean_loss, logits, some), _gradient(lambda parts: F.cross_entropy(*parts[0]), logits, some))
+    with holds("its gradient is that of the whole batch, through every micro-batch"):
+        want = _gradient(lambda parts: F.cross_entropy(*parts[0]), logits, some, [8])
+        close(_gradient(mean_loss, logits, some, [8]), want)
+        close(_gradient(mean_loss, logits, some, [5, 3]), want)
 
 
-def _gradient(mean_loss: Callable[[list[tuple[Tensor, Tensor]]], Tensor], logits: Tensor, labels: Tensor) -> Tensor:
+def _gradient(
+    mean_loss: Callable[[list[tuple[Tensor, Tensor]]], Tensor], logits: Tensor, labels: Tensor, sizes: list[int]
+) -> Tensor:
     logits = logits.clone().requires_grad_()
-    loss = mean_loss([(logits, labels)])
+    loss = mean_loss(list(zip(logits.split(sizes), labels.split(sizes), strict=True)))
     written(loss)
     if not isinstance(loss, Tensor) or not loss.requires_grad:
         raise AssertionError("the result is a number without a gradient; keep it a tensor")
@@ -123,16 +130,23 @@ def ex03_4(kl_from_logits: Callable[[Tensor, Tensor], Tensor], holds: Properties
         close(kl_from_logits(numbers(0.0, 0.0, -INF)[None], numbers(0.0, 0.0, 0.0)[None]), numbers(math.log(1.5)))
 
 
-class _Largest(TorchDispatchMode):
-    """Notes the most elements that any tensor made inside had."""
+class _Memory(TorchDispatchMode):
+    """Notes the most elements of a tensor made inside, and how many tensors of a chunk's size are kept at once."""
 
-    elements = 0
+    def __init__(self, chunk: int):
+        super().__init__()
+        self.chunk, self.largest, self.most = chunk, 0, 0
+        self.kept: set[StorageWeakRef] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
         for tensor in made if isinstance(made, tuple | list) else (made,):
             if isinstance(tensor, Tensor):
-                self.elements = max(self.elements, tensor.numel())
+                self.largest = max(self.largest, tensor.numel())
+                if tensor.numel() == self.chunk:
+                    self.kept.add(StorageWeakRef(tensor.untyped_storage()))
+        self.kept = {storage for storage in self.kept if not storage.expired()}
+        self.most = max(self.most, len(self.kept))
         return made
 
 
@@ -148,8 +162,8 @@ def ex03_6(
     loss = F.cross_entropy(h @ w.T, labels, ignore_index=IGNORE, reduction="sum")
     want = (loss, *torch.autograd.grad(loss, (h, w)))
 
-    def solve(rows: int) -> tuple[Tensor, Tensor, Tensor]:
-        found = chunked_loss(hidden, weight, labels, rows)
+    def solve(rows: int, of: int = 50) -> tuple[Tensor, Tensor, Tensor]:
+        found = chunked_loss(hidden[:of], weight, labels[:of], rows)
         written(found)
         if len(found) != 3:
             raise AssertionError("return three things: loss, gradient of hidden, gradient of weight")
@@ -165,7 +179,14 @@ def ex03_6(
         for got, expected in zip(solve(8), want, strict=True):
             close(got, expected)
     with holds("no tensor is larger than the logits of one chunk, or than the arguments"):
-        with _Largest() as largest:
+        with _Memory(8 * 40) as memory:
             solve(8)
-        if largest.elements > 8 * 40:
-            raise AssertionError(f"one had {largest.elements} elements; 8 rows of 40 logits are {8 * 40}")
+        if memory.largest > 8 * 40:
+            raise AssertionError(f"one had {memory.largest} elements; 8 rows of 40 logits are {8 * 40}")
+    with holds("what a chunk made is gone before the next but one: more chunks keep no more tensors"):
+        with _Memory(5 * 40) as three:
+            solve(5, of=15)
+        with _Memory(5 * 40) as ten:
+            solve(5)
+        if ten.most > three.most + 1:
+            raise AssertionError(f"tensors of a chunk's size: {three.most} with three chunks, {ten.most} with ten")

@@ -30,11 +30,11 @@ def ex04_1(to_float8: Callable[[Tensor], tuple[Tensor, float]], holds: Propertie
     with holds("the largest number takes the largest code, 448"):
         close(solve(draw(1000))[0].float().abs().max(), 448.0)
     with holds("q.float() * scale is x, up to a 16th of each number that is not small"):
-        x = draw(1000)
-        q, scale = solve(x)
-        worst = ((q.float() * scale - x).abs() / x.abs())[x.abs() > x.abs().max() / 1000].max()
-        if not worst <= 1 / 16:
-            raise AssertionError(f"one is off by {worst:.0%} of itself")
+        for x in (draw(1000), torch.tensor([1.0, -3.0])):
+            q, scale = solve(x)
+            worst = ((q.float() * scale - x).abs() / x.abs())[x.abs() > x.abs().max() / 1000].max()
+            if not worst <= 1 / 16:
+                raise AssertionError(f"one is off by {worst:.0%} of itself")
     with holds("tiny and huge numbers fare alike"):
         for factor in (1e-20, 1e20):
             q, scale = solve(factor * draw(100))
@@ -82,17 +82,21 @@ def ex04_2(kahan_step: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 Gradient = Callable[[Tensor, float], Tensor]
 
 
+def _constant(value: float, seen: list[Tensor]) -> Gradient:
+    """The gradient `value` everywhere; keeps the weights that it was asked at."""
+
+    def gradient_of(weights: Tensor, scale: float) -> Tensor:
+        seen.append(weights)
+        return torch.full_like(weights, value * scale)
+
+    return gradient_of
+
+
 @grader
 def ex04_3(mixed_step: Callable[[Tensor, Gradient, float, float], tuple[Tensor, bool]], holds: Properties) -> None:
     """A step of plain descent with master weights and a loss scale."""
     seen: list[Tensor] = []
-
-    def constant(value: float) -> Gradient:
-        def gradient_of(weights: Tensor, scale: float) -> Tensor:
-            seen.append(weights)
-            return torch.full_like(weights, value * scale)
-
-        return gradient_of
+    constant = lambda value: _constant(value, seen)
 
     def solve(master: Tensor, gradient_of: Gradient, lr: float, scale: float) -> tuple[Tensor, bool]:
         found = mixed_step(master, gradient_of, lr, scale)
@@ -113,6 +117,10 @@ def ex04_3(mixed_step: Callable[[Tensor, Gradient, float, float], tuple[Tensor, 
     with holds("what the scale saved is not lost when it is divided"):
         new, _ = solve(torch.zeros(1), constant(2.0**-28), 2.0**28, 2.0**12)
         close(new, [-1.0])
+    with holds("gradients that are large, but finite one by one, are taken"):
+        new, taken = solve(torch.ones(100), constant(1000.0), 1e-4, 1.0)
+        equal(bool(taken), True, "taken")
+        close(new, [0.9] * 100)
     with holds("an infinite or undefined gradient changes nothing, and says so"):
         for bad in (math.inf, -math.inf, math.nan):
             new, taken = solve(torch.ones(2), constant(bad), 0.1, 2.0)

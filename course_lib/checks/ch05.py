@@ -1,7 +1,9 @@
 """Graders of chapter 5, the training loop."""
 
 import math
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +53,12 @@ def ex05_2(clip: Callable[[list[Tensor | None], float], float], holds: Propertie
     with holds("it returns the norm of all gradients together, before clipping"):
         close(solve([3.0], [0.0, 4.0])[1], 5.0)
         close(solve([0.3, 0.4])[1], 0.5)
+    with holds("a matrix counts with all its numbers, beside gradients of other shapes"):
+        matrix = torch.tensor([[2.0, 2.0, 2.0], [2.0, 2.0, -2.0]], dtype=torch.float64)
+        norm = clip([matrix, torch.ones(1).double()], 1.0)
+        written(norm)
+        close(float(norm), 5.0)
+        close(matrix, [[0.4, 0.4, 0.4], [0.4, 0.4, -0.4]])
     with holds("gradients within the limit stay as they are"):
         close(solve([0.3], [0.4])[0][0], [0.3], tolerance=1e-12)
     with holds("longer ones get exactly the limit as their common norm, in place"):
@@ -83,10 +91,39 @@ def network() -> nn.Linear:
 
 
 def slope(model: nn.Linear) -> Tensor:
-    """The gradient that was left with the weights."""
-    if model.weight.grad is None:
+    """The gradient that was left with weights and biases, one vector."""
+    if model.weight.grad is None or model.bias.grad is None:
         raise AssertionError("there is no gradient afterwards")
-    return model.weight.grad
+    return torch.cat([model.weight.grad.flatten(), model.bias.grad])
+
+
+class Saved:
+    """A tensor that a graph has kept for its backward."""
+
+    def __init__(self, tensor: Tensor):
+        self.tensor = tensor
+
+
+def order(accumulate: Callable[[nn.Module, list[Part]], float], parts: list[Part]) -> tuple[str, int]:
+    """Forwards (f) and backwards (b) as they came, and how many tensors of earlier graphs a forward found alive."""
+    model, came, old = network(), [], [0]
+    alive: weakref.WeakSet[Saved] = weakref.WeakSet()
+
+    def note(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        came.append("f")
+        if output.requires_grad:
+            output.register_hook(lambda gradient: came.append("b"))
+
+    def keep(tensor: Tensor) -> Saved:
+        saved = Saved(tensor)
+        alive.add(saved)
+        return saved
+
+    model.register_forward_pre_hook(lambda *_: old.append(len(alive)))
+    model.register_forward_hook(note)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved.tensor):
+        written(accumulate(model, parts))
+    return " ".join(came), max(old)
 
 
 def part(rows: int, ignored: int, seed: int) -> Part:
@@ -115,7 +152,7 @@ def ex05_3(accumulate: Callable[[nn.Module, list[Part]], float], holds: Properti
         model = network()
         loss = accumulate(model, list(parts))
         written(loss)
-        return float(loss), slope(model)
+        return float(loss.detach() if isinstance(loss, Tensor) else loss), slope(model)
 
     even, uneven = [part(4, 0, 1), part(4, 0, 2)], [part(6, 0, 3), part(6, 5, 4)]
     with holds("equal parts give the big batch's gradient"):
@@ -129,11 +166,9 @@ def ex05_3(accumulate: Callable[[nn.Module, list[Part]], float], holds: Properti
         close(loss, reference(*uneven)[0], tolerance=1e-9)
         close(gradient, reference(*uneven)[1], tolerance=1e-9)
     with holds("a part's backward comes before the next part's forward"):
-        model = network()
-        seen: list[bool] = []
-        model.register_forward_hook(lambda *_: seen.append(model.weight.grad is not None))
-        written(accumulate(model, even))
-        equal(seen, [False, True], "there is a gradient before each forward")
+        equal(order(accumulate, even)[0], "f b f b", "forwards and backwards")
+    with holds("no graph of an earlier part is alive in a forward"):
+        equal(order(accumulate, even)[1], 0, "tensors kept for a backward that is over")
     with holds("the gradient of the step before is not in it"):
         model = network()
         written(accumulate(model, even))

@@ -9,7 +9,7 @@ from torch import Tensor
 from course_lib import models
 from course_lib.checks.grading import Properties, close, equal, grader, written
 
-BOS = 0
+BOS = 50
 
 
 @grader
@@ -21,7 +21,7 @@ def ex06_1(pack: Callable[[list[list[int]], int, int], Tensor], holds: Propertie
         written(found)
         return found
 
-    short = [[1, 2, 3], [4, 5], [6, 7, 8, 9]]  # 0 1 2 3 0 4 5 0 6 7 8 9
+    short = [[1, 2, 3], [4, 5], [6, 7, 8, 9]]  # 50 1 2 3 50 4 5 50 6 7 8 9
     with holds("rows are whole numbers, one more of them than `length`"):
         found = solve(short, 5)
         equal(found.dtype, torch.int64, "dtype")
@@ -29,11 +29,11 @@ def ex06_1(pack: Callable[[list[list[int]], int, int], Tensor], holds: Propertie
     with holds("each document follows a BOS, and nothing follows the last one"):
         found = solve(short, 11)
         equal(tuple(found.shape), (1, 12), "shape")
-        equal(found, torch.tensor([[0, 1, 2, 3, 0, 4, 5, 0, 6, 7, 8, 9]]))
+        equal(found, torch.tensor([[50, 1, 2, 3, 50, 4, 5, 50, 6, 7, 8, 9]]))
     with holds("a row goes on where a document ends, and nothing is padding"):
-        equal(solve(short, 5)[0], torch.tensor([0, 1, 2, 3, 0, 4]))
+        equal(solve(short, 5)[0], torch.tensor([50, 1, 2, 3, 50, 4]))
     with holds("a row begins with the last token of the row before: once a target, once an input"):
-        equal(solve(short, 5)[1], torch.tensor([4, 5, 0, 6, 7, 8]))
+        equal(solve(short, 5)[1], torch.tensor([4, 5, 50, 6, 7, 8]))
     with holds("what does not fill a row is left out"):
         equal(len(solve(short, 5)), 2, "rows")
         equal(len(solve(short, 6)), 1, "rows")
@@ -77,8 +77,8 @@ def ex06_3(nucleus: Callable[[Tensor, float, float], Tensor], holds: Properties)
     """Probabilities after temperature and top-p."""
     logits = torch.tensor([[0.1, 0.5, 0.15, 0.25], [0.4, 0.1, 0.2, 0.3]], dtype=torch.float64).log()
 
-    def solve(temperature: float, p: float) -> Tensor:
-        found = nucleus(logits.clone(), temperature, p)
+    def solve(temperature: float, p: float, given: Tensor = logits) -> Tensor:
+        found = nucleus(given.clone(), temperature, p)
         written(found)
         return found
 
@@ -89,6 +89,8 @@ def ex06_3(nucleus: Callable[[Tensor, float, float], Tensor], holds: Properties)
     with holds("the likeliest tokens stay until their sum reaches p; the one that crosses p is the last to stay"):
         close(solve(1.0, 0.6)[0], [0, 2 / 3, 0, 1 / 3])
         close(solve(1.0, 0.6)[1], [4 / 7, 0, 0, 3 / 7])
+    with holds("where the sum reaches p exactly, nothing more is kept"):
+        close(solve(1.0, 0.5, torch.tensor([[0.25, 0.5, 0.25]], dtype=torch.float64).log()), [[0.0, 1, 0]])
     with holds("one token always stays"):
         close(solve(1.0, 0.01), [[0.0, 1, 0, 0], [1.0, 0, 0, 0]])
     with holds("the temperature comes first: p is measured on what it leaves"):

@@ -18,14 +18,16 @@ def ex07_1(micro_batch: Callable[[int, int, int, int], tuple[int, int]], holds: 
     def solve(state: int, row: int, memory: int, step_rows: int) -> tuple[int, int]:
         found = micro_batch(state, row, memory, step_rows)
         written(found)
-        return found
+        rows, parts = found
+        return rows, parts
 
     with holds("a step that fits is one micro-batch"):
         equal(solve(2 * GB, GB, 80 * GB, 32), (32, 1))
-        equal(solve(0, 0, GB, 8), (8, 1))
+        equal(solve(0, 1, GB, 8), (8, 1))
     with holds("state and rows together fill at most nine tenths of the memory"):
         equal(solve(2 * GB, GB, 10 * GB, 7), (7, 1))  # 2 + 7 = 9 of 10
         equal(solve(2 * GB, GB, 10 * GB, 8), (4, 2))
+        equal(solve(50 * GB, GB, 100 * GB, 44), (22, 2))  # 40 rows would fit
     with holds("there are as few micro-batches as possible, and each has its share of the rows"):
         equal(solve(2 * GB, GB, 16 * GB, 24), (12, 2))  # 12.4 would fit
         equal(solve(2 * GB, GB, 16 * GB, 26), (9, 3))

@@ -58,6 +58,8 @@ def ex08_2(entity_f1: Callable[[list[list[str]], list[list[str]]], float], holds
         close(solve(["B-PER O B-LOC B-LOC"], ["B-PER O O O"]), 0.5)
     with holds("entities are counted over all sentences, not a mean of sentences' scores"):
         close(solve(["B-PER", "B-LOC B-LOC B-LOC"], ["O", "B-LOC B-LOC B-LOC"]), 6 / 7)
+    with holds("an entity counts in its own sentence alone"):
+        close(solve(["B-PER O", "O O"], ["O O", "B-PER O"]), 0.0)
     with holds("an O that is right earns nothing, and no entities at all give 0"):
         close(solve(["B-PER O O O O O"], ["O O O O O O"]), 0.0)
         close(solve(["O O"], ["O O"]), 0.0)

@@ -1,5 +1,6 @@
 """Graders of chapter 9, generalization."""
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -35,25 +36,33 @@ def ex09_1(steepest: Callable[[list[float], list[float]], float], holds: Propert
 
 
 @grader
-def ex09_2(rdrop: Callable[[Tensor, Tensor, Tensor, float], Tensor], holds: Properties) -> None:
-    """Equation eq-rdrop as a mean over texts, from the logits of two passes."""
-    one, two, labels = _random(6, 3), _random(6, 3) * 0.5 + _random(3), torch.tensor([0, 1, 2, 2, 1, 0])
+def ex09_2(agree: Callable[[Tensor, Tensor, float], Tensor], holds: Properties) -> None:
+    """R-Drop for any number of passes, as a mean over texts; with two it is equation eq-rdrop."""
+    one, two = _random(6, 3), _random(6, 3) * 0.5 + _random(3)
+    three, labels = torch.stack([one, two, one - 2 * two]), torch.tensor([0, 1, 2, 2, 1, 0])
     nll = lambda logits: torch.nn.functional.cross_entropy(logits, labels)
-    p, q = one.log_softmax(-1), two.log_softmax(-1)
-    apart = (((p.exp() - q.exp()) * (p - q)).sum(-1) / 2).mean()
-    with holds("two equal passes give the cross-entropy"):
-        close(rdrop(one, one.clone(), labels, 2.0), nll(one), 1e-9)
-    with holds("without alpha it is the mean of both cross-entropies"):
-        close(rdrop(one, two, labels, 0.0), (nll(one) + nll(two)) / 2, 1e-9)
-    with holds("alpha weighs half of the two divergences"):
-        close(rdrop(one, two, labels, 1.0) - rdrop(one, two, labels, 0.0), apart, 1e-9)
-        close(rdrop(one, two, labels, 3.0) - rdrop(one, two, labels, 0.0), 3 * apart, 1e-9)
+
+    def apart(passes: Tensor) -> Tensor:
+        """Mean over texts and over pairs; a pair's two divergences together count twice."""
+        pairs = [(p, q, p.exp() - q.exp()) for p, q in itertools.combinations(passes.log_softmax(-1), 2)]
+        return torch.stack([((p - q) * d).sum(-1).mean() for p, q, d in pairs]).mean() / 2
+
+    with holds("equal passes give the cross-entropy"):
+        close(agree(one.expand(3, -1, -1), labels, 2.0), nll(one), 1e-9)
+    with holds("without alpha it is the mean of all cross-entropies"):
+        close(agree(three, labels, 0.0), torch.stack([nll(logits) for logits in three]).mean(), 1e-9)
+    with holds("of two passes, alpha weighs half of the two divergences"):
+        for alpha in (1.0, 3.0):
+            close(agree(three[:2], labels, alpha) - agree(three[:2], labels, 0.0), alpha * apart(three[:2]), 1e-9)
+    with holds("of three passes, alpha weighs the mean of all six divergences"):
+        close(agree(three, labels, 2.0) - agree(three, labels, 0.0), 2 * apart(three), 1e-9)
     with holds("the passes may change places"):
-        close(rdrop(one, two, labels, 1.5), rdrop(two, one, labels, 1.5), 1e-9)
-    with holds("both passes learn from the divergence"):
-        a, b = one.clone().requires_grad_(), two.clone().requires_grad_()
-        (rdrop(a, b, labels, 5.0) - rdrop(a, b, labels, 0.0)).backward()
-        equal([a.grad is not None and bool(a.grad.any()), b.grad is not None and bool(b.grad.any())], [True, True])
+        close(agree(three, labels, 1.5), agree(three[[2, 0, 1]], labels, 1.5), 1e-9)
+    with holds("every pass learns from its divergences, as p and as q"):
+        found, want = three.clone().requires_grad_(), three.clone().requires_grad_()
+        loss = agree(found, labels, 5.0) - agree(found, labels, 0.0)
+        (got,) = torch.autograd.grad(loss, found)
+        close(got, torch.autograd.grad(5 * apart(want), want)[0], 1e-9)
 
 
 @grader
@@ -68,14 +77,14 @@ def ex09_3(perturb: Callable[[Callable[[Tensor], Tensor], Tensor, float], Tensor
         written(found)
         equal(tuple(found.shape), (3, 4, 5), "shape")
     with holds("every text moves by epsilon"):
-        close(perturb(loss, x.clone(), 0.5).norm(dim=(1, 2)), [0.5] * 3, 1e-9)
+        close(perturb(loss, x.clone(), 0.5).norm(dim=(1, 2)), [0.5] * 3)
     with holds("along its gradient, upward"):
-        close(perturb(loss, x.clone(), 0.3), 0.3 * unit, 1e-9)
+        close(perturb(loss, x.clone(), 0.3), 0.3 * unit)
     with holds("where nothing pulls, nothing moves"):
         still = lambda embedded: loss(embedded[:2])
         found = perturb(still, x.clone(), 0.3)
         close(found[2], torch.zeros(4, 5), 1e-12)
-        close(found[:2], 0.3 * unit[:2], 1e-9)
+        close(found[:2], 0.3 * unit[:2])
     with holds("the embeddings stay as they were"):
         given = x.clone()
         perturb(loss, given, 0.3)
@@ -111,15 +120,24 @@ def ex09_4(hopeless: Callable[[list[float], list[list[float]]], bool], holds: Pr
 
 
 @grader
-def ex09_5(left: Callable[[list[float], float], float], holds: Properties) -> None:
-    """What decoupled weight decay leaves of a weight that has no gradient."""
-    with holds("one step takes rate times decay"):
-        close(left([0.1], 0.5), 0.95, 1e-12)
-    with holds("steps multiply"):
-        close(left([0.1, 0.2, 0.0], 0.5), 0.95 * 0.9, 1e-12)
-    with holds("no decay leaves everything"):
-        close(left([1e-3] * 100, 0.0), 1.0, 1e-12)
-    with holds("a short fine-tuning with the usual hundredth leaves almost everything"):
-        close(left([1e-3] * 130, 0.01), (1 - 1e-5) ** 130, 1e-9)
-    with holds("it is the same whatever the order"):
-        close(left([0.3, 0.1, 0.2], 1.0), 0.7 * 0.9 * 0.8, 1e-12)
+def ex09_5(ensemble_loss: Callable[[Tensor, Tensor], Tensor], holds: Properties) -> None:
+    """The log loss of averaged probabilities, from the logits of every model."""
+    logits, labels = 2 * _random(3, 5, 4), torch.tensor([0, 3, 1, 1, 2])
+
+    def solve(rows: list[list[list[float]]], *labels: int) -> Tensor:
+        found = ensemble_loss(torch.tensor(rows, dtype=torch.float64), torch.tensor(labels))
+        written(found)
+        return found
+
+    with holds("one model alone has its cross-entropy, a mean over texts"):
+        close(ensemble_loss(logits[:1], labels), torch.nn.functional.cross_entropy(logits[0], labels), 1e-9)
+    with holds("probabilities are averaged, neither logits nor losses"):
+        nine, three = [math.log(9), 0.0], [math.log(3), math.log(7)]  # 0.9 and 0.3 for the first class
+        close(solve([[nine], [three]], 0), -math.log(0.6), 1e-9)
+    with holds("every text has a mean of its own, over all models"):
+        chances = logits.softmax(-1).mean(0)
+        close(ensemble_loss(logits, labels), -chances[torch.arange(5), labels].log().mean(), 1e-9)
+    with holds("a model that is sure and wrong costs what its share is worth"):
+        close(solve([[[1000.0, 0.0]], [[0.0, 1000.0]]], 0), math.log(2), 1e-9)
+    with holds("where all are sure and wrong, the loss is large and not infinite"):
+        close(solve([[[0.0, 1000.0]], [[0.0, 1000.0]]], 0), 1000.0, 1e-9)

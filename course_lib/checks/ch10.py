@@ -1,9 +1,11 @@
 """Graders of chapter 10, parameter-efficient fine-tuning."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from course_lib.checks.grading import Properties, close, equal, grader, written
 
@@ -13,24 +15,53 @@ def _random(*shape: int) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
+class _Matrices(TorchDispatchMode):
+    """Notes the shape of every matrix as large as `weight` that is made inside; views of it are none."""
+
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        self.weight = weight
+        self.made: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(tensor, Tensor) and {*tensor.shape[-2:]} == {*self.weight.shape} and not self._views(tensor):
+                self.made.append(tuple(tensor.shape))
+        return made
+
+    def _views(self, tensor: Tensor) -> bool:
+        return tensor.untyped_storage().data_ptr() == self.weight.untyped_storage().data_ptr()
+
+
 @grader
-def ex10_1(lora: Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor], holds: Properties) -> None:
-    """LoRA as two thin products."""
-    w, a, b = _random(5, 7), _random(2, 7), _random(5, 2)
-    expected = lambda x, alpha: x @ (w + alpha / 2 * b @ a).T
+def ex10_1(lora: Callable[..., Tensor], holds: Properties) -> None:
+    """LoRA as two thin products, with an adapter of its own for every row."""
+    x, w, a, b = _random(6, 3, 7), _random(5, 7), _random(4, 2, 7), _random(4, 5, 2)
+    which = torch.tensor([2, 0, 3, 2, 1, 0])
+
+    def expected(which: Tensor, alpha: float) -> Tensor:
+        return torch.stack([row @ (w + alpha / 2 * b[i] @ a[i]).T for row, i in zip(x, which.tolist(), strict=True)])
+
     with holds("a B of zeros leaves the base's output"):
-        close(lora(_random(3, 7), w, a, torch.zeros_like(b), 4.0), _random(3, 7) @ w.T, 1e-9)
+        close(lora(x, w, a, torch.zeros_like(b), which, 4.0), x @ w.T, 1e-9)
     with holds("the change is scaled by alpha over the rank"):
         for alpha in (2.0, 6.0):
-            close(lora(_random(3, 7), w, a, b, alpha), expected(_random(3, 7), alpha), 1e-9)
-    with holds("any shape before the last dimension"):
-        found = lora(_random(2, 3, 7), w, a, b, 6.0)
-        equal(tuple(found.shape), (2, 3, 5), "shape")
-        close(found, expected(_random(2, 3, 7), 6.0), 1e-9)
+            found = lora(x, w, a[:1], b[:1], torch.zeros_like(which), alpha)
+            close(found, expected(torch.zeros_like(which), alpha), 1e-9)
+    with holds("every row has the adapter that `which` names"):
+        found = lora(x, w, a, b, which, 6.0)
+        written(found)
+        equal(tuple(found.shape), (6, 3, 5), "shape")
+        close(found, expected(which, 6.0), 1e-9)
     with holds("the base's weight stays as it was"):
         before = w.clone()
-        lora(_random(3, 7), w, a, b, 6.0)
+        lora(x, w, a, b, which, 6.0)
         equal(w, before)
+    with holds("no other matrix of the size of W is made, for one row or for all"):
+        with _Matrices(w) as matrices:
+            lora(x, w, a, b, which, 6.0)
+        equal(matrices.made, [], "shapes made")
 
 
 @grader
@@ -75,21 +106,31 @@ def ex10_3(factor: Callable[[Tensor, int], tuple[Tensor, Tensor]], holds: Proper
 
 @grader
 def ex10_4(prefixed: Callable[..., Tensor], holds: Properties) -> None:
-    """Attention over the text so far and the whole prefix."""
+    """Attention that is finished, and a prefix that joins it."""
     q, k, v, pk, pv = _random(5, 8), _random(5, 8) + 0.1, _random(5, 8) - 0.2, _random(3, 8), _random(3, 8) * 2
-    with holds("an empty prefix gives causal attention"):
-        expected = torch.nn.functional.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True)[0]
-        close(prefixed(q, k, v, pk[:0], pv[:0]), expected, 1e-9)
+
+    def attend(q: Tensor, length: int) -> Tensor:
+        keys, values = torch.cat([pk[:length], k]), torch.cat([pv[:length], v])
+        seen = torch.ones(5, length + 5).tril(length).bool()
+        return (q @ keys.T / 8**0.5).masked_fill(~seen, -torch.inf).softmax(-1) @ values
+
+    def solve(q: Tensor, length: int, k: Tensor = k) -> Tensor:
+        found = prefixed(attend(q, 0), q.clone(), k.clone(), pk[:length].clone(), pv[:length].clone())
+        written(found)
+        return found
+
+    with holds("an empty prefix changes nothing"):
+        close(solve(q, 0), attend(q, 0), 1e-9)
     with holds("the first token sees itself and the whole prefix"):
-        scores = torch.cat([pk, k[:1]]) @ q[0] / 8**0.5
-        close(prefixed(q, k, v, pk, pv)[0], scores.softmax(0) @ torch.cat([pv, v[:1]]), 1e-9)
-    with holds("no token sees a later one"):
-        other = v.clone()
+        close(solve(q, 3)[0], attend(q, 3)[0], 1e-9)
+    with holds("no token counts a later one's key"):
+        other = k.clone()
         other[-1] += 1
-        close(prefixed(q, k, other, pk, pv)[:-1], prefixed(q, k, v, pk, pv)[:-1], 1e-12)
+        close(solve(q, 3, other)[:-1], solve(q, 3)[:-1], 1e-12)
     with holds("the last token sees everything"):
-        scores = torch.cat([pk, k]) @ q[-1] / 8**0.5
-        close(prefixed(q, k, v, pk, pv)[-1], scores.softmax(0) @ torch.cat([pv, v]), 1e-9)
+        close(solve(q, 3)[-1], attend(q, 3)[-1], 1e-9)
+    with holds("scores of a thousand do not overflow"):
+        close(solve(2000 * q, 3), attend(2000 * q, 3), 1e-9)
 
 
 @grader

@@ -1,9 +1,11 @@
 """Graders of chapter 11, compression."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from course_lib.checks.grading import Properties, close, equal, grader, written
 
@@ -14,45 +16,83 @@ def _random(*shape: int, seed: int = 0) -> Tensor:
 
 
 @grader
-def ex11_1(grid: Callable[[Tensor, int], tuple[float, int]], holds: Properties) -> None:
-    """Scale and zero point of an affine grid."""
+def ex11_1(grids: Callable[[Tensor, int], tuple[Tensor, Tensor]], holds: Properties) -> None:
+    """Scale and zero point of an affine grid for every row."""
 
-    def solve(values: list[float], bits: int) -> tuple[float, int]:
-        found = grid(torch.tensor(values, dtype=torch.float64), bits)
+    def solve(rows: list[list[float]], bits: int = 8) -> tuple[Tensor, Tensor]:
+        found = grids(torch.tensor(rows, dtype=torch.float64), bits)
         written(found)
-        return float(found[0]), int(found[1])
+        scales, zeros = found
+        return scales, zeros
 
-    with holds("the ends of the range are the ends of the grid"):
-        close(solve([-1.0, 0.5, 1.55], 8), (0.01, -28))
+    with holds("one scale and one zero point for each row"):
+        equal([tuple(part.shape) for part in solve([[-1.0, 0.5, 1.55], [-2.0, 0.0, 0.1]])], [(2,), (2,)], "shapes")
+    with holds("the ends of a row are the ends of its grid"):
+        scales, zeros = solve([[-1.0, 0.5, 1.55], [-5.1, 0.0, 0.0]])
+        close(scales, [0.01, 0.02])
+        close(zeros, [-28, 127])
     with holds("fewer bits, larger steps"):
-        close(solve([-1.0, 0.5, 1.55], 4), (0.17, -2))
-    with holds("zero is on the grid when all values are positive"):
-        close(solve([1.0, 2.55], 8), (0.01, -128))
-    with holds("zero is on the grid when all values are negative"):
-        close(solve([-2.55, -1.0], 8), (0.01, 127))
-    with holds("values that are all zero give a scale above zero"):
-        equal(solve([0.0, 0.0], 8)[0] > 0, True, "scale above zero")
+        scales, zeros = solve([[-1.0, 0.5, 1.55]], 4)
+        close([*scales, *zeros], [0.17, -2])
+    with holds("zero is on the grid when all values of a row are positive"):
+        scales, zeros = solve([[1.0, 2.55]])
+        close([*scales, *zeros], [0.01, -128])
+    with holds("zero is on the grid when all values of a row are negative"):
+        scales, zeros = solve([[-2.55, -1.0]])
+        close([*scales, *zeros], [0.01, 127])
+    with holds("tiny values have a tiny scale"):
+        close(solve([[-1e-5, 1.55e-5]])[0] * 1e7, [1.0])
+    with holds("a row of zeros has a scale above zero, and leaves the others alone"):
+        scales, _ = solve([[0.0, 0.0, 0.0], [-1.0, 0.5, 1.55]])
+        equal(bool(scales[0] > 0), True, "scale above zero")
+        close(scales[1], 0.01)
+
+
+class _Reals(TorchDispatchMode):
+    """Notes the shape of every tensor of real numbers made inside that has more than `most` elements."""
+
+    def __init__(self, most: int):
+        super().__init__()
+        self.most = most
+        self.made: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel() > self.most:
+                self.made.append(tuple(tensor.shape))
+        return made
 
 
 @grader
 def ex11_2(product: Callable[..., Tensor], holds: Properties) -> None:
-    """A product of two real matrices from integers."""
+    """A product of two real matrices from integers, both with zero points."""
     draw = torch.Generator().manual_seed(0)
     q, p = (torch.randint(-128, 128, shape, generator=draw) for shape in ((5, 64), (3, 64)))
-    t = torch.tensor([0.5, 0.25, 2.0], dtype=torch.float64)
-    expected = lambda s, z: (s * (q - z).double()) @ (t[:, None] * p).T
-    with holds("a zero point of zero: the scales of both sides"):
-        found = product(q, 0.25, 0, p, t)
+    t, y = torch.tensor([0.5, 0.25, 2.0], dtype=torch.float64), torch.tensor([3, -7, 100])
+    none = torch.zeros_like(y)
+    expected = lambda s, z, y: (s * (q - z).double()) @ (t[:, None] * (p - y[:, None])).T
+    with holds("zero points of zero: the scales of both sides"):
+        found = product(q, 0.25, 0, p, t, none)
+        written(found)
         equal(tuple(found.shape), (5, 3), "shape")
-        close(found, expected(0.25, 0), 1e-9)
+        close(found, expected(0.25, 0, none), 1e-9)
     with holds("each output has its own scale"):
-        found = product(q, 1.0, 0, p, t)
-        close(found[:, 2], expected(1.0, 0)[:, 2], 1e-9)
-    with holds("the zero point is taken off"):
-        close(product(q, 0.25, -28, p, t), expected(0.25, -28), 1e-9)
-    with holds("sums do not overflow a byte"):
-        q2, p2 = torch.full((1, 64), 127, dtype=torch.int8), torch.full((3, 64), 127, dtype=torch.int8)
-        close(product(q2, 1.0, 1, p2, torch.ones(3, dtype=torch.float64)), torch.full((1, 3), 126.0 * 127 * 64), 1e-9)
+        close(product(q, 1.0, 0, p, t, none)[:, 2], expected(1.0, 0, none)[:, 2], 1e-9)
+    with holds("the zero point of the inputs is taken off"):
+        close(product(q, 0.25, -28, p, t, none), expected(0.25, -28, none), 1e-9)
+    with holds("each output's zero point is taken off"):
+        close(product(q, 0.25, 0, p, t, y), expected(0.25, 0, y), 1e-9)
+    with holds("both zero points at once"):
+        close(product(q, 0.25, -28, p, t, y), expected(0.25, -28, y), 1e-9)
+    with holds("neither sums nor differences overflow a byte"):
+        bytes_ = lambda *shape: torch.full(shape, 127, dtype=torch.int8)
+        found = product(bytes_(1, 64), 1.0, -128, bytes_(3, 64), torch.ones(3).double(), -1 - bytes_(3))
+        close(found, torch.full((1, 3), 255.0 * 255 * 64), 1e-9)
+    with holds("before the last line there are integers alone: no real tensor is larger than the result"):
+        with _Reals(15) as reals:
+            product(q, 0.25, -28, p, t, y)
+        equal(reals.made, [], "shapes of real tensors")
 
 
 @grader
@@ -99,29 +139,37 @@ def ex11_4(masks: Callable[[list[Tensor], float], list[Tensor]], holds: Properti
         equal(solve(0.875), [[[False, True], [False, False]], [[False, False], [False, False]]])
     with holds("a ratio of zero keeps all"):
         equal(sum(value for rows in solve(0.0) for row in rows for value in row), 8, "kept")
+    with holds("a ratio of one keeps none"):
+        equal(sum(value for rows in solve(1.0) for row in rows for value in row), 0, "kept")
 
 
 @grader
-def ex11_5(distil: Callable[[Tensor, Tensor, float], Tensor], holds: Properties) -> None:
-    """The loss of softened logits."""
-    student, teacher = _random(6, 4), _random(6, 4, seed=9)
+def ex11_5(distil: Callable[[Tensor, Tensor, Tensor, float], Tensor], holds: Properties) -> None:
+    """The loss of softened logits, of which the teacher's largest were stored."""
+    student, teacher = _random(6, 5), _random(6, 5, seed=9)
 
-    def divergence(a: Tensor, b: Tensor, temperature: float) -> Tensor:
-        p, q = (b / temperature).softmax(-1), (a / temperature).softmax(-1)
-        return (p * (p / q).log()).sum()
+    def stored(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        values, places = logits.topk(k)
+        return values, places
 
-    with holds("two equal answers cost nothing"):
-        close(distil(teacher, teacher, 2.0), 0.0, 1e-9)
+    def expected(student: Tensor, values: Tensor, places: Tensor, temperature: float) -> Tensor:
+        p, q = (values / temperature).log_softmax(-1), (student / temperature).log_softmax(-1).gather(1, places)
+        return temperature**2 * (p.exp() * (p - q)).sum()
+
+    with holds("with all logits stored, two equal answers cost nothing"):
+        close(distil(teacher, *stored(teacher, 5), 2.0), 0.0, 1e-9)
     with holds("at a temperature of one it is the summed divergence from the teacher"):
-        close(distil(student, teacher, 1.0), divergence(student, teacher, 1.0), 1e-9)
+        close(distil(student, *stored(teacher, 5), 1.0), expected(student, *stored(teacher, 5), 1.0), 1e-9)
     with holds("a temperature softens both sides, and its square makes up for the size"):
-        close(distil(student, teacher, 3.0), 9 * divergence(student, teacher, 3.0), 1e-9)
-    with holds("logits in the hundreds stay finite"):
-        found = distil(500 * student, 500 * teacher, 1.0)
-        written(found)
-        equal(bool(torch.isfinite(found)), True, "finite")
-    with holds("the teacher gets no gradient"):
+        close(distil(student, *stored(teacher, 5), 3.0), expected(student, *stored(teacher, 5), 3.0), 1e-9)
+    with holds("what was not stored has no probability for the teacher, and still some for the student"):
+        close(distil(student, *stored(teacher, 2), 2.0), expected(student, *stored(teacher, 2), 2.0), 1e-9)
+    with holds("logits in the hundreds are no trouble"):
+        far = (500 * student, *stored(500 * teacher, 3))
+        close(distil(*far, 1.0), expected(*far, 1.0), 1e-9)
+    with holds("the student gets the gradient, and the teacher none"):
         a, b = student.clone().requires_grad_(), teacher.clone().requires_grad_()
-        distil(a, b, 2.0).backward()
-        equal(a.grad is not None, True, "the student has a gradient")
+        distil(a, *stored(b, 3), 2.0).backward()
+        want = student.clone().requires_grad_()
+        close(a.grad, torch.autograd.grad(expected(want, *stored(teacher, 3), 2.0), want)[0], 1e-9)
         equal(b.grad is None or not bool(b.grad.any()), True, "no gradient")

@@ -59,7 +59,9 @@ def equal(got: Any, want: Any, what: str = "") -> None:
     written(got)
     same = got == want
     if not (same.all() if hasattr(same, "all") else same):
-        raise AssertionError(f"{what + ': ' if what else ''}expected {plain(want)}, got {plain(got)}")
+        alike = plain(got) == plain(want)
+        more = f": {type(want).__name__} {want!r} and {type(got).__name__} {got!r}" if alike else ""
+        raise AssertionError(f"{what + ': ' if what else ''}expected {plain(want)}, got {plain(got)}{more}")
 
 
 def close(got: Any, want: Any, tolerance: float = 1e-6, what: str = "") -> None:
@@ -69,7 +71,9 @@ def close(got: Any, want: Any, tolerance: float = 1e-6, what: str = "") -> None:
     if len(flat(got)) != len(flat(want)):
         raise AssertionError(f"expected {len(flat(want))} values, got {len(flat(got))}")
     if not all(math.isclose(a, b, rel_tol=tolerance, abs_tol=tolerance) for a, b in pairs):
-        raise AssertionError(f"{what + ': ' if what else ''}expected {plain(want)}, got {plain(got)}")
+        alike = plain(flat(got)) == plain(flat(want))
+        more = f"; the largest difference is {max(abs(a - b) for a, b in pairs):.1e}" if alike else ""
+        raise AssertionError(f"{what + ': ' if what else ''}expected {plain(want)}, got {plain(got)}{more}")
 
 
 def written(got: Any) -> None:

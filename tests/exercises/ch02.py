@@ -71,6 +71,16 @@ def from_the_right(word, vocab):
     return pieces
 
 
+def goes_back(word, vocab, mark=""):
+    if not word:
+        return []
+    for end in range(len(word), 0, -1):
+        rest = goes_back(word[end:], vocab, "##") if mark + word[:end] in vocab else ["<unk>"]
+        if "<unk>" not in rest:
+            return [mark + word[:end], *rest]
+    return ["<unk>"]
+
+
 # 2.2 a window
 def window_by_distance(length, window):
     distance = torch.arange(length)[:, None] - torch.arange(length)
@@ -95,6 +105,12 @@ def both_sides(length, window):
 
 def not_itself(length, window):
     return torch.ones(length, length, dtype=torch.bool).tril(-1).triu(-window)
+
+
+def sees_the_beginning(length, window):
+    seen = torch.zeros(length, length, dtype=torch.bool)
+    seen[:, : window - 1] = True
+    return (seen | torch.eye(length, dtype=torch.bool)).tril()
 
 
 def additive(length, window):
@@ -186,6 +202,7 @@ ANSWERS = {
             "pieces are taken from the left": [from_the_right],
             "inside a word only": [either_mark, without_marks],
             "a word with a hole": [keeps_the_beginning],
+            "a piece that was taken": [goes_back],
             "it agrees with": [shortest_first, from_the_right],
         },
         right=[wordpiece, wordpiece_recursive],
@@ -196,6 +213,7 @@ ANSWERS = {
             "no position sees the future": [both_sides],
             "position i sees": [only_causal, one_too_many],
             "every position sees itself": [not_itself],
+            "with a window of two": [sees_the_beginning],
         },
         right=[window_by_distance, window_by_triangles],
     ),

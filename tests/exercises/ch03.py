@@ -57,6 +57,15 @@ def top_and_total(blocks):
     return top + total.log()
 
 
+def starts_at_zero(blocks):
+    top, total = torch.tensor(0.0), torch.tensor(0.0)
+    for block in blocks:
+        new = torch.maximum(top, block.max())
+        total = total * (top - new).exp() + (block - new).exp().sum()
+        top = new
+    return top + total.log()
+
+
 def pairs_of_logs(blocks):
     running = None
     for block in blocks:
@@ -125,6 +134,11 @@ def a_plain_number(micro_batches):
 
 def sum_only(micro_batches):
     return sum(F.cross_entropy(z, y, ignore_index=IGNORE, reduction="sum") for z, y in micro_batches)
+
+
+def learns_from_the_last(micro_batches):
+    constant = [(logits.detach(), labels) for logits, labels in micro_batches[:-1]]
+    return summed_and_counted([*constant, micro_batches[-1]])
 
 
 def summed_and_counted(micro_batches):
@@ -225,6 +239,15 @@ def in_chunks(hidden, weight, labels, rows):
     return walk(hidden, weight, labels, rows, ce.cross_entropy_gradient)
 
 
+def one_graph_of_all(hidden, weight, labels, rows):
+    h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    loss = 0.0
+    for x, y in zip(h.split(rows), labels.split(rows), strict=True):
+        loss = loss + F.cross_entropy(x @ w.T, y, ignore_index=IGNORE, reduction="sum")
+    loss.backward()
+    return loss.detach(), h.grad, w.grad
+
+
 def by_chunked_autograd(hidden, weight, labels, rows):
     h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
     loss = torch.zeros((), dtype=hidden.dtype)
@@ -240,6 +263,7 @@ ANSWERS = {
         wrong={
             "a single block": [mean_of_exponentials],
             "logits of 1,000": [sums_exponentials],
+            "logits of −1,000": [starts_at_zero, sums_exponentials],
             "a later block with a larger": [forgets_to_rescale],
             "a later block with a smaller": [newest_maximum],
             "one block at a time": [keeps_the_blocks],
@@ -263,7 +287,7 @@ ANSWERS = {
             "a label of −100": [over_all_positions, padding_is_class_zero],
             "a micro-batch without": [over_all_positions, mean_of_means],
             "no target at all": [divides_by_nothing],
-            "its gradient": [a_plain_number],
+            "its gradient": [a_plain_number, learns_from_the_last],
         },
         right=[summed_and_counted, gathered],
     ),
@@ -284,6 +308,7 @@ ANSWERS = {
             "in one chunk the gradient of weight": [counts_padding],
             "chunks that do not": [drops_the_rest, last_chunk_only],
             "no tensor": [all_at_once],
+            "what a chunk made": [one_graph_of_all],
         },
         right=[in_chunks, by_chunked_autograd],
     ),

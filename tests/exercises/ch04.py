@@ -24,6 +24,11 @@ def by_the_mean(x):
     return (x / scale).clamp(-448, 448).to(F8), scale
 
 
+def without_the_sign(x):
+    scale = x.max().item() / 448 or 1.0
+    return (x / scale).to(F8), scale
+
+
 def half_the_range(x):
     scale = x.abs().max().item() / 224 or 1.0
     return (x / scale).to(F8), scale
@@ -138,6 +143,13 @@ def skips_weight_by_weight(master, gradient_of, lr, scale):
     return torch.where(good, master - lr * gradient, master), bool(good.any())
 
 
+def judged_by_the_half_sum(master, gradient_of, lr, scale):
+    scaled = gradient_of(master.half(), scale)
+    if not torch.isfinite(scaled.sum()):
+        return master, False
+    return master - lr * scaled.float() / scale, True
+
+
 def unscaled_in_float32(master, gradient_of, lr, scale):
     gradient = gradient_of(master.half(), scale).float() / scale
     if not torch.isfinite(gradient).all():
@@ -245,7 +257,7 @@ ANSWERS = {
         wrong={
             "the numbers have": [other_format],
             "the largest number": [half_the_range, plain_cast],
-            "q.float() * scale": [by_the_mean, turned_over],
+            "q.float() * scale": [by_the_mean, turned_over, without_the_sign],
             "tiny and huge": [plain_cast, adds_a_little],
             "zeros come back": [divides_by_zero],
         },
@@ -267,6 +279,7 @@ ANSWERS = {
             "the weights move": [still_scaled],
             "the new weights are": [update_in_float16],
             "what the scale saved": [divides_in_float16],
+            "gradients that are large": [judged_by_the_half_sum],
             "an infinite or": [never_skips],
             "a single infinite": [skips_weight_by_weight],
         },

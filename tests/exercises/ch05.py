@@ -74,18 +74,24 @@ def by_value(gradients, limit):
     return norm
 
 
+def times(gradients, factor):
+    for g in present(gradients):
+        g.mul_(factor)
+
+
+def shortened(gradients, limit, norm):
+    times(gradients, limit / norm if limit < norm < math.inf else 1.0)
+    return norm
+
+
 def to_the_limit_always(gradients, limit):
     norm = norm_of(gradients)
-    for g in present(gradients):
-        g.mul_(limit / norm)
+    times(gradients, limit / norm)
     return norm
 
 
 def norm_afterwards(gradients, limit):
-    norm = norm_of(gradients)
-    if limit < norm < math.inf:
-        for g in present(gradients):
-            g.mul_(limit / norm)
+    shortened(gradients, limit, norm_of(gradients))
     return norm_of(gradients)
 
 
@@ -102,18 +108,21 @@ def trips_over_none(gradients, limit):
 
 def spreads_nan(gradients, limit):
     norm = norm_of(gradients)
-    if not norm <= limit:
-        for g in present(gradients):
-            g.mul_(limit / norm)
+    times(gradients, 1.0 if norm <= limit else limit / norm)
     return norm
+
+
+def without_flattening(gradients, limit):
+    return shortened(gradients, limit, torch.cat(present(gradients)).norm().item())
+
+
+def largest_singular_values(gradients, limit):
+    squares = [float(torch.linalg.norm(g, 2)) ** 2 for g in present(gradients)]
+    return shortened(gradients, limit, math.sqrt(sum(squares)))
 
 
 def common_factor(gradients, limit):
-    norm = norm_of(gradients)
-    if limit < norm < math.inf:
-        for g in present(gradients):
-            g.mul_(limit / norm)
-    return norm
+    return shortened(gradients, limit, norm_of(gradients))
 
 
 def through_one_vector(gradients, limit):
@@ -134,44 +143,35 @@ def targets(parts):
     return sum(int((y != -100).sum()) for _, y in parts)
 
 
-def mean_of_means(model, parts):
-    model.zero_grad()
+def one_after_the_other(model, parts, loss_of):
     total = 0.0
     for x, y in parts:
-        loss = F.cross_entropy(model(x), y, ignore_index=-100) / len(parts)
+        loss = loss_of(model, x, y)
         loss.backward()
         total += loss.item()
     return total
+
+
+def mean_of_means(model, parts):
+    model.zero_grad()
+    share = lambda model, x, y: F.cross_entropy(model(x), y, ignore_index=-100) / len(parts)
+    return one_after_the_other(model, parts, share)
 
 
 def counts_the_ignored(model, parts):
     model.zero_grad()
-    total = 0.0
-    for x, y in parts:
-        loss = summed(model, x, y) / sum(len(y) for _, y in parts)
-        loss.backward()
-        total += loss.item()
-    return total
+    rows = sum(len(y) for _, y in parts)
+    return one_after_the_other(model, parts, lambda *part: summed(*part) / rows)
 
 
 def only_sums(model, parts):
     model.zero_grad()
-    total = 0.0
-    for x, y in parts:
-        loss = summed(model, x, y)
-        loss.backward()
-        total += loss.item()
-    return total / targets(parts)
+    return one_after_the_other(model, parts, summed) / targets(parts)
 
 
 def last_part_only(model, parts):
-    total = 0.0
-    for x, y in parts:
-        model.zero_grad()
-        loss = summed(model, x, y) / targets(parts)
-        loss.backward()
-        total += loss.item()
-    return total
+    alone = lambda *part: model.zero_grad() or summed(*part) / targets(parts)
+    return one_after_the_other(model, parts, alone)
 
 
 def one_big_graph(model, parts):
@@ -181,13 +181,23 @@ def one_big_graph(model, parts):
     return loss.item()
 
 
-def never_clears(model, parts):
-    total = 0.0
+def keeps_every_graph(model, parts):
+    model.zero_grad()
+    losses = []
     for x, y in parts:
-        loss = summed(model, x, y) / targets(parts)
-        loss.backward()
-        total += loss.item()
-    return total
+        losses.append(summed(model, x, y) / targets(parts))
+        losses[-1].backward(retain_graph=True)
+    return sum(losses).item()
+
+
+def bias_of_the_sum(model, parts):
+    mean = scaled_first(model, parts)
+    model.bias.grad *= targets(parts)
+    return mean
+
+
+def never_clears(model, parts):
+    return one_after_the_other(model, parts, lambda *part: summed(*part) / targets(parts))
 
 
 def returns_the_sum(model, parts):
@@ -196,12 +206,7 @@ def returns_the_sum(model, parts):
 
 def scaled_first(model, parts):
     model.zero_grad()
-    total = 0.0
-    for x, y in parts:
-        loss = summed(model, x, y) / targets(parts)
-        loss.backward()
-        total += loss.item()
-    return total
+    return one_after_the_other(model, parts, lambda *part: summed(*part) / targets(parts))
 
 
 def divided_afterwards(model, parts):
@@ -219,14 +224,33 @@ def divided_afterwards(model, parts):
     return nats / count
 
 
-def one_too_late(scores, patience):
+def into_zeros(model, parts):
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    return one_after_the_other(model, parts, lambda *part: summed(*part) / targets(parts))
+
+
+def set_at_the_end(model, parts):
+    weights, losses, slopes = list(model.parameters()), [], []
+    for part in parts:
+        losses.append(summed(model, *part) / targets(parts))
+        slopes.append(torch.autograd.grad(losses[-1], weights))
+    for p, *some in zip(weights, *slopes, strict=True):
+        p.grad = sum(some)
+    return sum(losses)
+
+
+def walked(scores, patience, better=lambda new, old: new < old, over=lambda age, most: most and age >= most):
     best = 0
     for at, score in enumerate(scores):
-        if score < scores[best]:
-            best = at
-        if patience and at - best > patience:
+        best = at if better(score, scores[best]) else best
+        if over(at - best, patience):
             return at, best
     return len(scores) - 1, best
+
+
+def one_too_late(scores, patience):
+    return walked(scores, patience, over=lambda age, most: most and age > most)
 
 
 def compared_with_the_one_before(scores, patience):
@@ -240,38 +264,16 @@ def compared_with_the_one_before(scores, patience):
 
 
 def ties_improve(scores, patience):
-    best = 0
-    for at, score in enumerate(scores):
-        if score <= scores[best]:
-            best = at
-        if patience and at - best >= patience:
-            return at, best
-    return len(scores) - 1, best
+    return walked(scores, patience, better=lambda new, old: new <= old)
 
 
 def zero_is_at_once(scores, patience):
-    best = 0
-    for at, score in enumerate(scores):
-        if score < scores[best]:
-            best = at
-        elif at - best >= patience:
-            return at, best
-    return len(scores) - 1, best
+    return walked(scores, patience, over=int.__ge__)
 
 
 def keeps_the_last(scores, patience):
     at, _ = by_a_running_best(scores, patience)
     return at, at
-
-
-def stuck_at_nan(scores, patience):
-    best = 0
-    for at, score in enumerate(scores):
-        if score < scores[best]:
-            best = at
-        if patience and at - best >= patience:
-            return at, best
-    return len(scores) - 1, best
 
 
 def higher_is_better(scores, patience):
@@ -352,6 +354,7 @@ ANSWERS = {
     "ex05_2": Answers(
         wrong={
             "it returns": [norm_afterwards],
+            "a matrix counts": [without_flattening, largest_singular_values],
             "gradients within": [to_the_limit_always],
             "longer ones": [not_in_place, one_by_one],
             "the direction": [by_value, one_by_one],
@@ -363,14 +366,15 @@ ANSWERS = {
     ),
     "ex05_3": Answers(
         wrong={
-            "equal parts": [only_sums, last_part_only],
+            "equal parts": [only_sums, last_part_only, bias_of_the_sum],
             "unequal parts": [mean_of_means, counts_the_ignored],
             "what is returned": [mean_of_means, returns_the_sum],
             "a part without": [mean_of_means],
             "a part's backward": [one_big_graph],
+            "no graph of": [keeps_every_graph, one_big_graph],
             "the gradient of": [never_clears],
         },
-        right=[scaled_first, divided_afterwards],
+        right=[scaled_first, divided_afterwards, into_zeros, set_at_the_end],
     ),
     "ex05_4": Answers(
         wrong={
@@ -379,7 +383,7 @@ ANSWERS = {
             "the same score": [ties_improve],
             "what counts": [compared_with_the_one_before],
             "patience 0": [zero_is_at_once],
-            "a score": [stuck_at_nan],
+            "a score": [walked],
         },
         right=[by_a_running_best, by_looking_back],
     ),

@@ -45,6 +45,10 @@ def inputs_only(documents, bos, length):
     return stream[: len(stream) // length * length].view(-1, length)
 
 
+def zero_is_the_bos(documents, bos, length):
+    return by_slices(documents, 0, length)
+
+
 def sixteen_bits(documents, bos, length):
     return by_slices(documents, bos, length).to(torch.int16)
 
@@ -137,6 +141,12 @@ def forgets_to_renormalise(logits, temperature, p):
 def drops_the_crossing_token(logits, temperature, p):
     values, order = (logits / temperature).softmax(-1).sort(-1, descending=True)
     values = values * ((values.cumsum(-1) <= p) | (p == 1.0))
+    return torch.zeros_like(logits).scatter(1, order, values / values.sum(-1, keepdim=True))
+
+
+def one_more_at_equality(logits, temperature, p):
+    values, order = (logits / temperature).softmax(-1).sort(-1, descending=True)
+    values = values * (values.cumsum(-1) - values <= p)
     return torch.zeros_like(logits).scatter(1, order, values / values.sum(-1, keepdim=True))
 
 
@@ -294,7 +304,7 @@ ANSWERS = {
     "ex06_1": Answers(
         wrong={
             "rows are whole numbers": [inputs_only, sixteen_bits],
-            "each document follows a BOS": [bos_at_the_end, without_bos],
+            "each document follows a BOS": [bos_at_the_end, without_bos, zero_is_the_bos],
             "a row goes on": [a_row_a_document],
             "a row begins with the last token": [no_token_twice, a_row_a_document],
             "what does not fill a row": [pads_the_rest],
@@ -317,6 +327,7 @@ ANSWERS = {
             "temperature 1 and p = 1": [stays_sorted, hot],
             "a temperature of one half": [multiplies_by_temperature],
             "the likeliest tokens stay": [drops_the_crossing_token, adds_up_the_rare_ones, forgets_to_renormalise],
+            "where the sum reaches": [one_more_at_equality],
             "one token always stays": [drops_the_crossing_token],
             "the temperature comes first": [nucleus_before_temperature],
         },

@@ -17,6 +17,10 @@ def forgets_the_state(state, row, memory, step_rows):
     return shared_out(0, row, memory, step_rows)
 
 
+def nine_tenths_of_the_rest(state, row, memory, step_rows):
+    return shared_out(0, row, max(memory - state, 0), step_rows)
+
+
 def full_and_rest(state, row, memory, step_rows):
     rows = min(step_rows, int(0.9 * memory - state) // max(row, 1))
     return (rows, math.ceil(step_rows / rows)) if rows > 0 else (0, 0)
@@ -52,6 +56,10 @@ def shared_out(state, row, memory, step_rows):
         return 0, 0
     parts = -(-step_rows // most)
     return -(-step_rows // parts), parts
+
+
+def as_a_list(state, row, memory, step_rows):
+    return list(shared_out(state, row, memory, step_rows))
 
 
 def counted_up(state, row, memory, step_rows):
@@ -211,12 +219,12 @@ ANSWERS = {
     "ex07_1": Answers(
         wrong={
             "a step that fits": [always_accumulates],
-            "state and rows": [fills_it_all, forgets_the_state],
+            "state and rows": [fills_it_all, forgets_the_state, nine_tenths_of_the_rest],
             "there are as few": [full_and_rest, halves],
             "every row": [rounds_down],
             "where not one": [one_row_always, forgets_the_state],
         },
-        right=[shared_out, counted_up],
+        right=[shared_out, counted_up, as_a_list],
     ),
     "ex07_2": Answers(
         wrong={

@@ -58,44 +58,63 @@ def trusts_nan(rates, losses):
     return rates[int(np.argmin(slopes))]  # a NaN counts as the least
 
 
-def by_kl_div(one, two, labels, alpha):
-    p, q = one.log_softmax(-1), two.log_softmax(-1)
-    kl = lambda a, b: F.kl_div(b, a, log_target=True, reduction="batchmean")
-    return (F.cross_entropy(one, labels) + F.cross_entropy(two, labels)) / 2 + alpha * (kl(p, q) + kl(q, p)) / 2
+def pairs(passes):
+    return itertools.permutations(passes.log_softmax(-1), 2)
 
 
-def by_hand(one, two, labels, alpha):
-    p, q = one.softmax(-1), two.softmax(-1)
-    rows = torch.arange(len(labels))
-    nll = -(p[rows, labels].log() + q[rows, labels].log()) / 2
-    return (nll + alpha / 2 * ((p - q) * (p / q).log()).sum(-1)).mean()
+def mean_nll(passes, labels):
+    return torch.stack([F.cross_entropy(logits, labels) for logits in passes]).mean()
 
 
-def one_direction(one, two, labels, alpha):
-    kl = F.kl_div(two.log_softmax(-1), one.softmax(-1), reduction="batchmean")
-    return (F.cross_entropy(one, labels) + F.cross_entropy(two, labels)) / 2 + alpha * kl
+def by_kl_div(passes, labels, alpha):
+    kl = [F.kl_div(b, a, log_target=True, reduction="batchmean") for a, b in pairs(passes)]
+    return mean_nll(passes, labels) + alpha * torch.stack(kl).mean()
 
 
-def frozen_target(one, two, labels, alpha):
-    p, q = one.log_softmax(-1), two.detach().log_softmax(-1)
-    apart = ((p.exp() - q.exp()) * (p - q)).sum(-1).mean() / 2
-    return (F.cross_entropy(one, labels) + F.cross_entropy(two, labels)) / 2 + alpha * apart
+def by_one_product(passes, labels, alpha):
+    p = passes.softmax(-1)
+    n, texts = passes.shape[:2]
+    nll = -p[:, torch.arange(texts), labels].log().mean()
+    kl = p[:, None] * (p[:, None] / p[None]).log()  # (n, n, texts, classes), zero on the diagonal
+    return nll + alpha * kl.sum() / (n * (n - 1) * texts)
 
 
-def summed_losses(one, two, labels, alpha):
-    return 2 * by_kl_div(one, two, labels, alpha)
+def first_two_only(passes, labels, alpha):
+    return mean_nll(passes, labels) + by_kl_div(passes[:2], labels, alpha) - mean_nll(passes[:2], labels)
 
 
-def both_divergences(one, two, labels, alpha):
-    return by_kl_div(one, two, labels, 2 * alpha)
+def sum_of_pairs(passes, labels, alpha):
+    return by_kl_div(passes, labels, alpha * len(passes) * (len(passes) - 1) / 2)
 
 
-def mean_over_classes(one, two, labels, alpha):
-    return by_kl_div(one, two, labels, alpha / one.size(-1))
+def neighbours_only(passes, labels, alpha):
+    kl = [F.kl_div(b, a, log_target=True, reduction="batchmean") for a, b in itertools.pairwise(passes.log_softmax(-1))]
+    return mean_nll(passes, labels) + alpha * torch.stack(kl).mean()
 
 
-def first_pass_only(one, two, labels, alpha):
-    return by_kl_div(one, two, labels, alpha) + (F.cross_entropy(one, labels) - F.cross_entropy(two, labels)) / 2
+def diagonal_counts(passes, labels, alpha):
+    return by_kl_div(passes, labels, alpha * (len(passes) - 1) / len(passes))
+
+
+def frozen_targets(passes, labels, alpha):
+    kl = [F.kl_div(b, a.detach(), log_target=True, reduction="batchmean") for a, b in pairs(passes)]
+    return mean_nll(passes, labels) + alpha * torch.stack(kl).mean()
+
+
+def summed_losses(passes, labels, alpha):
+    return len(passes) * by_kl_div(passes, labels, alpha)
+
+
+def both_divergences(passes, labels, alpha):
+    return by_kl_div(passes, labels, 2 * alpha)
+
+
+def mean_over_classes(passes, labels, alpha):
+    return by_kl_div(passes, labels, alpha / passes.size(-1))
+
+
+def first_pass_only(passes, labels, alpha):
+    return by_kl_div(passes, labels, alpha) - mean_nll(passes, labels) + F.cross_entropy(passes[0], labels)
 
 
 def by_grad(loss_of, x, epsilon):
@@ -157,6 +176,11 @@ def with_a_graph(loss_of, x, epsilon):
     return epsilon * g / norm
 
 
+def a_little_more_than_the_norm(loss_of, x, epsilon):
+    g = by_gradient(loss_of, x)
+    return epsilon * g / (g.norm(dim=(1, 2), keepdim=True) + 1e-6)
+
+
 def one_text(loss_of, x, epsilon):
     return by_grad(loss_of, x, epsilon)[0]
 
@@ -206,35 +230,54 @@ def alone_is_hopeless(losses, others):
     return not known or min(losses) > statistics.median(known)
 
 
-def by_product(rates, decay):
-    return math.prod(1 - rate * decay for rate in rates)
+def by_log_sum_exp(logits, labels):
+    chances = logits.log_softmax(-1)[:, torch.arange(len(labels)), labels]  # (models, texts)
+    return (math.log(len(logits)) - chances.logsumexp(0)).mean()
 
 
-def step_by_step(rates, decay):
-    weight = 1.0
-    for rate in rates:
-        weight -= rate * decay * weight
-    return weight
+def text_by_text(logits, labels):
+    losses = []
+    for text, label in enumerate(labels.tolist()):
+        running = None
+        for row in logits[:, text]:
+            chance = row[label] - row.logsumexp(0)
+            running = chance if running is None else torch.logaddexp(running, chance)
+        losses.append(math.log(len(logits)) - running)
+    return torch.stack(losses).mean()
 
 
-def added_up(rates, decay):
-    return 1 - decay * sum(rates)
+def mean_of_logits(logits, labels):
+    return F.cross_entropy(logits.mean(0), labels)
 
 
-def without_the_rate(rates, decay):
-    return (1 - decay) ** len(rates)
+def mean_of_losses(logits, labels):
+    return torch.stack([F.cross_entropy(rows, labels) for rows in logits]).mean()
 
 
-def what_is_gone(rates, decay):
-    return 1 - by_product(rates, decay)
+def through_probabilities(logits, labels):
+    return F.nll_loss(logits.softmax(-1).mean(0).log(), labels)
 
 
-def last_rate(rates, decay):
-    return (1 - rates[-1] * decay) ** len(rates)
+def kept_from_zero(logits, labels):
+    return F.nll_loss(logits.softmax(-1).mean(0).clamp(min=1e-12).log(), labels)
 
 
-def exponential(rates, decay):
-    return math.exp(-decay * sum(rates))
+def sum_over_texts(logits, labels):
+    return by_log_sum_exp(logits, labels) * len(labels)
+
+
+def forgets_the_number(logits, labels):
+    return by_log_sum_exp(logits, labels) - math.log(len(logits))
+
+
+def of_the_surest(logits, labels):
+    chances = logits.log_softmax(-1)[:, torch.arange(len(labels)), labels]
+    return -chances.max(0).values.mean()
+
+
+def one_mean_of_all(logits, labels):
+    chances = logits.log_softmax(-1)[:, torch.arange(len(labels)), labels]
+    return math.log(chances.numel()) - chances.flatten().logsumexp(0)
 
 
 ANSWERS = {
@@ -249,13 +292,14 @@ ANSWERS = {
     ),
     "ex09_2": Answers(
         wrong={
-            "two equal passes": [summed_losses],
+            "equal passes": [summed_losses],
             "without alpha": [first_pass_only, summed_losses],
-            "alpha weighs half": [both_divergences, mean_over_classes, one_direction],
-            "the passes may change": [one_direction, first_pass_only],
-            "both passes learn": [frozen_target],
+            "of two passes": [both_divergences, mean_over_classes, neighbours_only, diagonal_counts],
+            "of three passes": [first_two_only, sum_of_pairs, diagonal_counts],
+            "the passes may change": [neighbours_only, first_pass_only, first_two_only],
+            "every pass learns": [frozen_targets],
         },
-        right=[by_kl_div, by_hand],
+        right=[by_kl_div, by_one_product],
     ),
     "ex09_3": Answers(
         wrong={
@@ -266,7 +310,7 @@ ANSWERS = {
             "the embeddings stay": [leaves_a_gradient, moves_in_place],
             "the step is a constant": [with_a_graph],
         },
-        right=[by_grad, by_backward],
+        right=[by_grad, by_backward, a_little_more_than_the_norm],
     ),
     "ex09_4": Answers(
         wrong={
@@ -281,12 +325,12 @@ ANSWERS = {
     ),
     "ex09_5": Answers(
         wrong={
-            "one step": [without_the_rate, what_is_gone, exponential],
-            "steps multiply": [added_up, last_rate],
-            "no decay": [what_is_gone],
-            "a short fine-tuning": [without_the_rate],
-            "it is the same": [last_rate, added_up],
+            "one model alone": [sum_over_texts],
+            "probabilities are averaged": [mean_of_logits, mean_of_losses, forgets_the_number],
+            "every text has": [one_mean_of_all, sum_over_texts],
+            "a model that is sure": [mean_of_losses, of_the_surest],
+            "where all are sure": [through_probabilities, kept_from_zero],
         },
-        right=[by_product, step_by_step],
+        right=[by_log_sum_exp, text_by_text],
     ),
 }

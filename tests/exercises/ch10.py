@@ -6,33 +6,52 @@ import torch.nn.functional as F
 from tests.exercises import Answers
 
 
-def thin(x, w, a, b, alpha):
-    return F.linear(x, w) + alpha / a.size(0) * F.linear(F.linear(x, a), b)
+def thin(x, w, a, b, which, alpha):
+    return F.linear(x, w) + alpha / a.size(1) * (x @ a[which].mT @ b[which].mT)
 
 
-def by_einsum(x, w, a, b, alpha):
-    return x @ w.T + torch.einsum("...i,ri,or->...o", x, a, b) * (alpha / len(a))
+def by_einsum(x, w, a, b, which, alpha):
+    return x @ w.T + torch.einsum("nli,nri,nor->nlo", x, a[which], b[which]) * (alpha / a.size(1))
 
 
-def without_the_base(x, w, a, b, alpha):
-    return alpha / len(a) * (x @ a.T @ b.T)
+def adapter_by_adapter(x, w, a, b, which, alpha):
+    out = x @ w.T
+    for i in set(which.tolist()):
+        out[which == i] += alpha / a.size(1) * (x[which == i] @ a[i].T @ b[i].T)
+    return out
 
 
-def alpha_alone(x, w, a, b, alpha):
-    return x @ w.T + alpha * (x @ a.T @ b.T)
+def without_the_base(x, w, a, b, which, alpha):
+    return thin(x, torch.zeros_like(w), a, b, which, alpha)
 
 
-def by_the_root(x, w, a, b, alpha):
-    return x @ w.T + alpha / len(a) ** 0.5 * (x @ a.T @ b.T)
+def alpha_alone(x, w, a, b, which, alpha):
+    return thin(x, w, a, b, which, alpha * a.size(1))
 
 
-def rows_only(x, w, a, b, alpha):
-    return x.reshape(-1, x.size(-1)) @ (w + alpha / len(a) * b @ a).T
+def by_the_root(x, w, a, b, which, alpha):
+    return thin(x, w, a, b, which, alpha * a.size(1) ** 0.5)
 
 
-def merges_in_place(x, w, a, b, alpha):
-    w += alpha / len(a) * b @ a
+def one_for_all(x, w, a, b, which, alpha):
+    return x @ w.T + alpha / a.size(1) * (x @ a[0].T @ b[0].T)
+
+
+def in_their_order(x, w, a, b, which, alpha):
+    return thin(x, w, a, b, torch.arange(len(x)) % len(a), alpha)
+
+
+def merges_in_place(x, w, a, b, which, alpha):
+    w += alpha / a.size(1) * b[which[0]] @ a[which[0]]
     return x @ w.T
+
+
+def a_matrix_for_every_row(x, w, a, b, which, alpha):
+    return x @ (w + alpha / a.size(1) * b[which] @ a[which]).mT
+
+
+def a_matrix_at_a_time(x, w, a, b, which, alpha):
+    return torch.stack([row @ (w + alpha / a.size(1) * b[i] @ a[i]).T for row, i in zip(x, which, strict=True)])
 
 
 def summed(shapes, rank):
@@ -106,36 +125,64 @@ def first_rows(delta, rank):
     return delta[:rank], torch.eye(len(delta), rank, dtype=delta.dtype)
 
 
-def masked(q, k, v, pk, pv):
-    seen = torch.cat([torch.ones(len(q), len(pk)), torch.ones(len(q), len(k)).tril()], 1).bool()
-    out = F.scaled_dot_product_attention(q[None], torch.cat([pk, k])[None], torch.cat([pv, v])[None], seen)
-    return out[0]
+def text_scores(q, k):
+    future = torch.ones(len(q), len(k)).triu(1).bool()
+    return (q @ k.T / q.size(1) ** 0.5).masked_fill(future, -torch.inf)
 
 
-def token_by_token(q, k, v, pk, pv):
-    rows = []
-    for i, query in enumerate(q):
-        keys, values = torch.cat([pk, k[: i + 1]]), torch.cat([pv, v[: i + 1]])
-        rows.append((keys @ query / len(query) ** 0.5).softmax(0) @ values)
-    return torch.stack(rows)
+def share_of_the_prefix(h, q, k, pk, pv):
+    length = len(pk)
+    shares = torch.cat([q @ pk.T / q.size(1) ** 0.5, text_scores(q, k)], 1).softmax(-1)[:, :length]
+    return (1 - shares.sum(1, keepdim=True)) * h + shares @ pv
 
 
-def no_mask(q, k, v, pk, pv):
-    return (q @ torch.cat([pk, k]).T / q.size(1) ** 0.5).softmax(-1) @ torch.cat([pv, v])
+def by_log_sums(h, q, k, pk, pv):
+    scores = q @ pk.T / q.size(1) ** 0.5
+    part = torch.sigmoid(scores.logsumexp(1) - text_scores(q, k).logsumexp(1))[:, None]
+    return (1 - part) * h + part * (scores.softmax(-1) @ pv)
 
 
-def mask_over_the_prefix(q, k, v, pk, pv):
+def future_counts(h, q, k, pk, pv):
+    shares = (q @ torch.cat([pk, k]).T / q.size(1) ** 0.5).softmax(-1)[:, : len(pk)]
+    return (1 - shares.sum(1, keepdim=True)) * h + shares @ pv
+
+
+def added_on_top(h, q, k, pk, pv):
+    return h + (q @ pk.T / q.size(1) ** 0.5).softmax(-1) @ pv
+
+
+def by_numbers_of_tokens(h, q, k, pk, pv):
+    part = len(pk) / (len(pk) + torch.arange(1, len(q) + 1.0).double())[:, None]
+    return (1 - part) * h + part * ((q @ pk.T / q.size(1) ** 0.5).softmax(-1) @ pv)
+
+
+def unscaled(h, q, k, pk, pv):
+    return share_of_the_prefix(h, q * q.size(1) ** 0.5, k, pk, pv)
+
+
+def forgets_the_prefix(h, q, k, pk, pv):
+    return h
+
+
+def by_exponentials(h, q, k, pk, pv):
+    there, here = (q @ pk.T / q.size(1) ** 0.5).exp(), text_scores(q, k).exp()
+    total = there.sum(1, keepdim=True) + here.sum(1, keepdim=True)
+    return here.sum(1, keepdim=True) / total * h + there / total @ pv
+
+
+def largest_of_the_prefix(h, q, k, pk, pv):
+    scores = q @ pk.T / q.size(1) ** 0.5
+    top = scores.max(1, keepdim=True).values  # there is none of an empty prefix
+    log = top + (scores - top).exp().sum(1, keepdim=True).log()
+    part = torch.sigmoid(log - text_scores(q, k).logsumexp(1, keepdim=True))
+    return (1 - part) * h + part * (scores.softmax(-1) @ pv)
+
+
+def prefix_is_masked(h, q, k, pk, pv):
     scores = q @ torch.cat([pk, k]).T / q.size(1) ** 0.5
     seen = torch.ones_like(scores).tril().bool()
-    return scores.masked_fill(~seen, -torch.inf).softmax(-1) @ torch.cat([pv, v])
-
-
-def unscaled(q, k, v, pk, pv):
-    return token_by_token(q * q.size(1) ** 0.5, k, v, pk, pv)
-
-
-def forgets_the_prefix(q, k, v, pk, pv):
-    return token_by_token(q, k, v, pk[:0], pv[:0])
+    shares = scores.masked_fill(~seen, -torch.inf).softmax(-1)[:, : len(pk)]
+    return (1 - shares.sum(1, keepdim=True)) * h + shares @ pv
 
 
 def by_topk(importance, budget):
@@ -184,10 +231,11 @@ ANSWERS = {
         wrong={
             "a B of zeros": [without_the_base],
             "the change is scaled": [alpha_alone, by_the_root],
-            "any shape": [rows_only],
+            "every row has": [one_for_all, in_their_order],
             "the base's weight stays": [merges_in_place],
+            "no other matrix": [a_matrix_for_every_row, a_matrix_at_a_time],
         },
-        right=[thin, by_einsum],
+        right=[thin, by_einsum, adapter_by_adapter],
     ),
     "ex10_2": Answers(
         wrong={
@@ -210,12 +258,13 @@ ANSWERS = {
     ),
     "ex10_4": Answers(
         wrong={
-            "an empty prefix": [no_mask, unscaled],
-            "the first token sees": [mask_over_the_prefix, forgets_the_prefix],
-            "no token sees": [no_mask],
-            "the last token sees": [forgets_the_prefix],
+            "an empty prefix": [largest_of_the_prefix],
+            "the first token sees": [prefix_is_masked, forgets_the_prefix, future_counts, unscaled],
+            "no token counts": [future_counts],
+            "the last token sees": [forgets_the_prefix, by_numbers_of_tokens, added_on_top],
+            "scores of a thousand": [by_exponentials],
         },
-        right=[masked, token_by_token],
+        right=[share_of_the_prefix, by_log_sums],
     ),
     "ex10_5": Answers(
         wrong={

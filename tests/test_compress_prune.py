@@ -1,11 +1,13 @@
 """Pruning: what is cut equals what is masked, masks stay, scores follow the paper's gradient."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn.utils import prune
 
+from course_lib import models
 from course_lib.compress import files, magnitude, recipes, structure
 from course_lib.compress.int8 import Int8
 from course_lib.compress.layers import Layers, chosen
@@ -14,8 +16,9 @@ from course_lib.compress.movement import Movement, Scored
 from course_lib.compress.units import Heads, Neurons
 from course_lib.errors import CourseError
 from course_lib.objectives import Classification
+from course_lib.peft.base import inner
 from tests.test_compress_quantize import Desk, classifier
-from tests.test_peft_parity import error, logits, network
+from tests.test_peft_parity import IDS, SHAPE, error, logits, network
 
 ARCHITECTURES = ["qwen3", "llama", "nanochat", "modernbert", "bert", "gpt2"]
 
@@ -81,6 +84,15 @@ def test_fewer_layers_are_a_stock_checkpoint(tmp_path):
     files.save(Layers(1, epochs=0).apply(classifier("qwen3", tmp_path), Desk()), tmp_path / "one")
     assert (tmp_path / "one" / "model.safetensors").exists()
     assert not (tmp_path / "one" / files.ABOUT).exists()
+    model = models.build("qwen3", replace(SHAPE, layers=4), IDS)
+    for p in model.parameters():
+        torch.nn.init.normal_(p)
+    before = copy.deepcopy(model.model.layers)
+    left = Layers(2, "even", epochs=0).apply(model, Desk()).model.layers
+    for ours, theirs in zip(left, (before[0], before[3]), strict=True):
+        state = theirs.state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in ours.state_dict().items())
+    assert [layer.self_attn.layer_idx for layer in left] == [0, 1]
     assert chosen(4, 2, "even") == [0, 3]
     assert chosen(12, 4, "even") == [0, 4, 7, 11]
     assert chosen(4, 3, "bottom") == [0, 1, 2]
@@ -93,14 +105,36 @@ def test_fewer_layers_are_a_stock_checkpoint(tmp_path):
 def test_zeros_stay_while_the_rest_learns(step, architecture, tmp_path):
     model, desk = classifier(architecture, tmp_path), Desk()
     before = copy.deepcopy(model)
-    names = set(model.state_dict())
+    names, zeros = set(model.state_dict()), {}
+    learn = desk.learn
+
+    def watched(model, epochs, objective=None, after=None, rows=None):
+        def note(progress):
+            if after:
+                after(progress)
+            zeros[progress] = magnitude.sparsity(model)
+
+        learn(model, epochs, objective, note, rows)
+
+    desk.learn = watched
     model = step.apply(model, desk)
+    assert desk.trained == [step.epochs]
+    due = step.zeros if isinstance(step, Movement) else lambda progress: 0.6
+    assert zeros == pytest.approx({progress: due(progress) for progress in zeros}, abs=0.005)
+    at = {name: module.weight != 0 for name, module in inner(model).items()}
+    assert all((inner(before)[name].weight != inner(model)[name].weight)[left].any() for name, left in at.items())
     assert magnitude.sparsity(model) == pytest.approx(0.6, abs=0.005)
     assert set(model.state_dict()) == names
     assert error(logits(model), logits(before)) > 0.01
     files.save(model, tmp_path / "m")
     with torch.no_grad():
         assert torch.equal(logits(files.load(tmp_path / "m")), logits(model))
+
+
+def test_the_units_with_the_highest_scores_survive():
+    scores = [torch.tensor([0.1, 0.9, 0.5, 0.3, 0.7]), torch.tensor([0.2, 0.1])]
+    assert [kept.tolist() for kept in structure.survivors(scores, 0.4)] == [[1, 2, 4], [0]]
+    assert [kept.tolist() for kept in structure.survivors(scores, 0.9)] == [[1], [0]]
 
 
 def test_magnitude_keeps_the_largest():

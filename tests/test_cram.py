@@ -60,7 +60,7 @@ def test_decoder_encoder_task_and_report(labelled_corpus, tmp_path):
         "decoder", "encoder", "decoder-tuned", "encoder-tuned", "tuned", "scratch",
     }  # fmt: skip
     decoder, encoder = cram.part(run, "decoder").info, cram.part(run, "encoder").info
-    assert decoder["settings"]["objective"], encoder["settings"]["objective"] == ("clm", "mlm")
+    assert [part["settings"]["objective"] for part in (decoder, encoder)] == ["clm", "mlm"]
     assert decoder["result"]["tokens"] == pytest.approx(20_000, abs=200)
     task = info["task"]
     assert task["better"] == max(task["dev"], key=task["dev"].get)

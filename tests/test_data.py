@@ -135,6 +135,8 @@ def test_an_epoch_visits_every_row_once_and_a_restart_changes_nothing(
     for seen in firsts:
         assert len(seen) == len(set(seen)) == steps_per_epoch * step_rows
         assert all(first % length == 0 for first in seen)
+        assert seen != sorted(seen) or len(seen) < 10
+    assert firsts[0] != firsts[1] or len(firsts[0]) < 10, "a new order every epoch"
 
     before, after = (
         Loader(packed, length, step_rows, seed),

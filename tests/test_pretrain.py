@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from course_lib.errors import CourseError
 from course_lib.pretrain import pretrain, resolve
 from course_lib.record import Run
 from course_lib.recorder import Interrupted
+from tests import warm
 
 TINY = {"size": "pico", "vocab_size": 300, "context": 32, "step_tokens": 128}
 
@@ -107,25 +109,28 @@ def test_the_same_config_gives_the_same_weights_and_another_seed_does_not(corpus
     assert not same(weights(first.folder), weights(other.folder))
 
 
-def test_a_stopped_run_continues_to_the_same_weights(corpus_file, tmp_path, monkeypatch):
-    whole = pretrain(config(corpus_file), runs=tmp_path / "whole")
+@pytest.mark.parametrize(("objective", "steps"), [("clm", 20), ("mlm", 8), ("rtd", 8)])
+def test_a_stopped_run_continues_to_the_same_weights(objective, steps, corpus_file, tmp_path, monkeypatch):
+    """Also what is drawn on the way: masks, and a generator's guesses."""
+    asked = config(corpus_file, objective=objective, tokens=320 * steps)
+    whole = pretrain(asked, runs=tmp_path / "whole")
     from course_lib import progress
 
     moved = []
 
-    def stop_at_step_20(shown, share, **values):
+    def stop(shown, share, **values):
         moved.append(share)
-        if len(moved) == 20:
+        if len(moved) == steps:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(progress, "move", stop_at_step_20)
+    monkeypatch.setattr(progress, "move", stop)
     with pytest.raises(Interrupted, match=r"Stopped at \d+%; saved in .*same command again"):
-        pretrain(config(corpus_file), runs=tmp_path / "parts")
+        pretrain(asked, runs=tmp_path / "parts")
     stopped = Run.open(next((tmp_path / "parts").iterdir()))
     assert stopped.info["status"] == "stopped"
-    assert len(list(stopped.metrics())) == 20
+    assert len(list(stopped.metrics())) == steps
     said = []
-    finished = pretrain(config(corpus_file), runs=tmp_path / "parts", log=said.append)
+    finished = pretrain(asked, runs=tmp_path / "parts", log=said.append)
     assert finished.folder == stopped.folder
     assert any("Continuing" in s for s in said)
     assert same(weights(whole.folder), weights(finished.folder))
@@ -141,23 +146,26 @@ def newest(runs):
 
 def test_kill_9_at_20_random_moments_changes_nothing(corpus_file, tmp_path):
     """Checkpoints every 20 ms, so that many kills hit a save; the end must be bit-equal to an unbroken run."""
-    subprocess.run(command(corpus_file, tmp_path / "whole", "--tokens=400000"), check=True, capture_output=True)
-    again = command(corpus_file, tmp_path / "killed", "--tokens=400000", "--checkpoint-every=0.02s")
-    draw, runs, progressed = random.Random(7), tmp_path / "killed", 0
-    for _ in range(20):
-        before = newest(runs)
-        child = subprocess.Popen(again, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while newest(runs) <= before and child.poll() is None:
-            time.sleep(0.002)
-        time.sleep(draw.uniform(0, 0.2))  # somewhere in training, or inside a save
-        assert child.poll() is None, "the run ended before 20 kills; give it more tokens"
-        child.kill()
-        child.wait()
-        progressed += newest(runs) > before
+    runs, whole = tmp_path / "killed", command(corpus_file, tmp_path / "whole", "--tokens=80000")[3:]
+    again = command(corpus_file, runs, "--tokens=80000", "--checkpoint-every=0.02s")[3:]
+    draw, progressed = random.Random(7), 0
+    with warm.server("course_lib.pretrain", "sklearn.utils") as server:
+        assert warm.Child(server, whole).wait() == 0
+        (unbroken,) = (path.parent for path in (tmp_path / "whole").glob("*/run.json"))
+        step = statistics.median(row["worked"] for row in Run.open(unbroken).metrics())  # seconds, on this machine
+        for _ in range(20):
+            before = newest(runs)
+            child = warm.Child(server, again)
+            while newest(runs) <= before and child.poll() is None:
+                time.sleep(0.002)
+            time.sleep(draw.uniform(0, 6 * step))  # somewhere in training, or inside a save
+            assert child.poll() is None, "the run ended before 20 kills; give it more tokens"
+            child.kill()
+            assert child.wait() == -signal.SIGKILL
+            progressed += newest(runs) > before
+        assert warm.Child(server, again).wait() == 0
     assert progressed == 20
-    subprocess.run(again, check=True, capture_output=True)
     (killed,) = (path.parent for path in runs.glob("*/run.json"))
-    (unbroken,) = (path.parent for path in (tmp_path / "whole").glob("*/run.json"))
     assert same(weights(killed), weights(unbroken))
     steps = [row["step"] for row in Run.open(killed).metrics()]
     assert steps == list(range(1, len(steps) + 1))

@@ -137,6 +137,29 @@ def test_the_discriminator_is_asked_about_every_token_and_teaches_the_generator_
     assert 0 < losses["rtd"].item() / 96 < 3
 
 
+def test_a_replaced_token_is_one_that_differs_from_the_text():
+    """Where the generator guesses right, nothing was replaced: here at every second mask, its guesses drawn first."""
+    model, batch = model_for("rtd"), batch_for("rtd")
+    ids, positions = batch["input_ids"], batch["positions"]
+    with torch.no_grad():
+        hidden = model["generator"].base_model(input_ids=ids).last_hidden_state
+        logits = models.token_logits(model["generator"], objectives.at(hidden, positions))
+        torch.manual_seed(5)
+        guesses = torch.distributions.Categorical(logits=logits).sample().view_as(positions)
+    right = torch.arange(positions.numel()).view_as(positions) % 2 == 0
+    batch["labels"] = torch.where(right, guesses, (guesses + 1) % 64)
+    filled, replaced = ids.clone(), torch.zeros(ids.shape, dtype=torch.bool)
+    for row, column in positions.new_ones(positions.shape).nonzero().tolist():
+        filled[row, positions[row, column]] = guesses[row, column]
+        replaced[row, positions[row, column]] = not right[row, column]
+    torch.manual_seed(5)
+    found = objectives.ReplacedTokens()(model, batch)["rtd"]
+    says = model["discriminator"](input_ids=filled).logits.squeeze(-1).double()
+    expected = -F.logsigmoid(says[replaced]).sum() - F.logsigmoid(-says[~replaced]).sum()
+    assert replaced.sum() == 12
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("name", list(recipes.RECIPES))
 def test_chunks_change_nothing(name, monkeypatch):
     model, batch = model_for(name).double(), batch_for(name)

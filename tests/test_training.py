@@ -1,6 +1,7 @@
 """Options of a run: evaluation, early stopping, loggers, compiling, recomputed activations, tail averages."""
 
 import copy
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -10,11 +11,14 @@ import torch
 import torch._dynamo
 from transformers import AutoModel
 
-from course_lib import loggers, models, objectives, plan, recipes, training
+from course_lib import checkpoint, loggers, models, objectives, plan, recipes, recorder, schedule, training
 from course_lib import pretrain as pretraining
+from course_lib.budget import Budget, WallClock
 from course_lib.errors import CourseError
+from course_lib.examples import Examples, Rows
+from course_lib.precision import Precision
 from course_lib.pretrain import pretrain
-from course_lib.record import Run
+from course_lib.record import Run, Timer
 from tests.test_pretrain import config, same, weights
 
 
@@ -50,6 +54,43 @@ def test_evaluations_are_recorded_outside_the_budget_and_can_end_the_run(corpus_
         pretrain(config(corpus_file, evaluate_every=0.5, metric="accuracy"), runs=tmp_path, log=lambda m: None)
 
 
+class FakeTime:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_evaluating_and_saving_cost_no_budget(tiny_model, tmp_path, monkeypatch):
+    """A step takes a second, everything else a minute: ten seconds are ten steps."""
+    time, run = FakeTime(), Run.create(tmp_path / "r", {})
+    run.update(settings={"evaluate_every": 0.5, "metric": "clm_loss", "patience": 0, "log": ""}, plan={})
+
+    def takes(seconds, value=None):
+        time.now += seconds
+        return value
+
+    class Slow(objectives.CausalLM):
+        def __call__(self, model, batch):
+            return takes(1.0, super().__call__(model, batch))
+
+    optimizer = torch.optim.SGD(tiny_model.parameters(), lr=0.0)
+    optimizer.param_groups[0]["initial_lr"] = 0.0
+    state = training.Training(
+        tiny_model, Slow(), [optimizer], Examples(Rows([[1]], [0]), 1, 0, 0), torch.Generator(),
+        Precision("cpu", torch.float32), {}, Budget(WallClock(10, time)),
+    )  # fmt: skip
+    scored = []
+    monkeypatch.setattr(checkpoint, "save", lambda *arguments: takes(60.0))
+    state.state_dict = lambda: takes(60.0, {})
+    score = lambda: takes(60.0, scored.append(time.now) or {"clm_loss": 1.0})
+    step = [{"input_ids": torch.ones(1, 4).long(), "labels": torch.ones(1, 4).long()}]
+    recorder.drive(run, state, itertools.repeat(step), lambda p: 1.0, score, Timer(), lambda m: None, save_every=-1.0)
+    assert state.step == 10
+    assert len(scored) == 2
+    assert time.now == 100 + 10 * 1 + 2 * 60 + 11 * 120
+
+
 def test_patience_counts_evaluations_without_improvement():
     state = training.Training.__new__(training.Training)
     state.stopping = {}
@@ -72,11 +113,25 @@ def test_loggers_write_what_metrics_hold(corpus_file, tmp_path, monkeypatch):
         loggers.check("tensorbord")
 
 
-def test_recomputing_activations_changes_no_weight(corpus_file, tmp_path):
+def test_recomputing_activations_changes_no_weight(corpus_file, tmp_path, monkeypatch):
+    build, calls = training.build, []
+
+    def counted(*arguments):
+        state = build(*arguments)
+        calls.append(0)
+
+        def count(*ignored):
+            calls[-1] += 1
+
+        state.model.model.layers[0].mlp.register_forward_pre_hook(count)
+        return state
+
+    monkeypatch.setattr(training, "build", counted)
     plain = pretrain(config(corpus_file, tokens=1_280), runs=tmp_path, log=lambda m: None)
     recomputed = config(corpus_file, tokens=1_280, activation_checkpointing=True)
     again = pretrain(recomputed, runs=tmp_path, log=lambda m: None)
     assert same(weights(plain.folder), weights(again.folder))
+    assert calls[1] > calls[0] + 10, "a second forward in the backward of every step"
 
 
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="Inductor needs a C++ compiler")
@@ -119,12 +174,36 @@ def test_memory_that_runs_out_is_said_once_and_the_run_goes_on(corpus_file, tmp_
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in ours)
 
 
-def test_the_tail_average_is_what_gets_stored(corpus_file, tmp_path):
+def test_the_tail_average_is_what_gets_stored(corpus_file, tmp_path, monkeypatch):
     plain = pretrain(config(corpus_file), runs=tmp_path, log=lambda m: None)
-    averaged = pretrain(config(corpus_file, tail_average=0.5), runs=tmp_path, log=lambda m: None)
-    assert not same(weights(plain.folder), weights(averaged.folder))
+    taken, after = [], recorder.Recorder.after
+
+    def watched(self, step):
+        row = after(self, step)
+        if self.state.budget.progress >= 0.75:
+            taken.append({n: p.detach().double().clone() for n, p in self.state.model.named_parameters()})
+        return row
+
+    monkeypatch.setattr(recorder.Recorder, "after", watched)
+    averaged = pretrain(config(corpus_file, tail_average=0.25), runs=tmp_path, log=lambda m: None)
+    assert 10 < len(taken) < 15, "a quarter of 50 steps"
+    for name, stored in weights(averaged.folder).items():
+        mean = torch.stack([seen[name] for seen in taken]).mean(0)
+        torch.testing.assert_close(stored.double(), mean, rtol=1e-5, atol=1e-6)
     for a, b in zip(plain.metrics(), averaged.metrics(), strict=True):
         assert a["losses"] == b["losses"], "averaging must not touch the training itself"
+
+
+def test_settings_reach_optimizers_and_schedule(corpus_file, tmp_path, tiny_model, monkeypatch):
+    for name, rate in (("muon", 0.04), ("adamw", 0.02)):
+        asked = config(corpus_file, optimizer=name, weight_decay=0.3, matrix_lr=0.04, lr=0.02)
+        groups = [group for made in training.optimizers(tiny_model, asked) for group in made.param_groups]
+        assert [(group["weight_decay"], group["initial_lr"]) for group in groups] == [(0.0, 0.02), (0.3, rate)]
+    asked, build = [], schedule.build
+    monkeypatch.setattr(schedule, "build", lambda *settings: asked.append(settings) or build(*settings))
+    shaped = config(corpus_file, tokens=640, schedule="cosine", warmup=0.4, cooldown=0.3)
+    pretrain(shaped, runs=tmp_path, log=lambda m: None)
+    assert asked == [("cosine", 0.4, 0.3)] * 2, "once to check it, once to follow it"
 
 
 def test_a_checkpoint_of_another_model_is_refused(tiny_model):

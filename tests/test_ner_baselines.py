@@ -134,7 +134,7 @@ def test_a_run_becomes_a_row_from_which_ways_are_compared(tmp_path, capsys):
     names = ablate_ner.learned("wiki_names", 60)
     assert names < ablate_ner.learned("wiki_names", 0)
     runs = [row | {"seed": seed} for row in rows for seed in range(5)]
-    runs += [row | {"lr": lr, "dev_f1": -1} for row in rows for lr in (MIDDLE, HIGH)]
+    runs += [row | {"lr": lr, "dev_f1": -1} for row in rows for lr in ablate_ner.RATES[1:]]
     verdict = ablate_ner.verdicts(runs)["full against body frozen"]
     assert verdict["mean"] == pytest.approx(rows[0]["f1"] - rows[1]["f1"], abs=1e-3)
     assert ablate_ner.verdicts(runs[1:]) == {}, "a claim wants all its seeds"

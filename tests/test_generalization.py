@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from course_lib import finetune, models, recipes, recorder
+from course_lib import finetune, models, recipes
 from course_lib import tokenizer as tokenizers
 from course_lib.config import Tuning
 from course_lib.data import corpora
@@ -22,6 +22,7 @@ from course_lib.record import Run
 from course_lib.robust import attack, augment, regularize, search, thesaurus
 from tests.conftest import make_text
 from tests.test_finetune import pretrained, quiet, table, tuning  # noqa: F401 (table is a fixture)
+from tests.test_training import weights_from
 
 NEAR = {"good": ["fine", "great"], "film": ["movie"], "bad": ["poor"]}
 
@@ -338,15 +339,7 @@ def test_the_thesaurus_is_made_once_and_files_are_checked(monkeypatch, tmp_path)
 
 
 def test_keep_average_ends_on_the_mean_of_the_second_half(table, tmp_path, monkeypatch):  # noqa: F811
-    taken, after = [], recorder.Recorder.after
-
-    def watched(self, step):
-        row = after(self, step)
-        if self.state.budget.progress >= 0.5:
-            taken.append({n: p.detach().double().clone() for n, p in self.state.model.named_parameters()})
-        return row
-
-    monkeypatch.setattr(recorder.Recorder, "after", watched)
+    taken = weights_from(0.5, monkeypatch)
     config = tuning(table, pretrained(tmp_path / "m", "qwen3"), keep="average")
     run = finetune.finetune(config, runs=tmp_path / "runs", log=quiet)
     from transformers import AutoModelForSequenceClassification

@@ -174,17 +174,23 @@ def test_memory_that_runs_out_is_said_once_and_the_run_goes_on(corpus_file, tmp_
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in ours)
 
 
-def test_the_tail_average_is_what_gets_stored(corpus_file, tmp_path, monkeypatch):
-    plain = pretrain(config(corpus_file), runs=tmp_path, log=lambda m: None)
+def weights_from(progress, monkeypatch):
+    """A list that gets the weights after every step from `progress` on, in float64."""
     taken, after = [], recorder.Recorder.after
 
     def watched(self, step):
         row = after(self, step)
-        if self.state.budget.progress >= 0.75:
+        if self.state.budget.progress >= progress:
             taken.append({n: p.detach().double().clone() for n, p in self.state.model.named_parameters()})
         return row
 
     monkeypatch.setattr(recorder.Recorder, "after", watched)
+    return taken
+
+
+def test_the_tail_average_is_what_gets_stored(corpus_file, tmp_path, monkeypatch):
+    plain = pretrain(config(corpus_file), runs=tmp_path, log=lambda m: None)
+    taken = weights_from(0.75, monkeypatch)
     averaged = pretrain(config(corpus_file, tail_average=0.25), runs=tmp_path, log=lambda m: None)
     assert 10 < len(taken) < 15, "a quarter of 50 steps"
     for name, stored in weights(averaged.folder).items():

@@ -45,8 +45,7 @@ def server(*modules: str) -> Iterator[subprocess.Popen[bytes]]:
     """A process that has imported the command line and `modules`."""
     command = [sys.executable, "-m", "tests.warm", *modules]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, cwd=ROOT) as process:
-        yield process
-        process.stdin.close()
+        yield process  # whose end of input is the end of the server
 
 
 def _serve(modules: list[str]) -> None:

@@ -86,7 +86,8 @@ def main() -> None:
             line = command(options.model, runs, plan[name], lr, seed, options.task)
             trials.run({"name": name, "lr": lr, "seed": seed}, line, partial(observe, Path(runs) / "run"))
     rows = summary(trials.record["runs"], plan)
-    trials.store(rates=RATES, summary=rows, verdicts=verdicts(trials.record["runs"]))
+    # `about` once more: the plan may have grown since the record began.
+    trials.store(**about, summary=rows, verdicts=verdicts(trials.record["runs"]))
     for row in rows:
         print("{name:<32} rate {lr}  F1 {mean:.3f} ({least:.3f} to {most:.3f}), {seeds} seeds".format(**row))
 

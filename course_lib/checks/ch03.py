@@ -2,15 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from course_lib.checks.grading import Properties, close, equal, grader, written
+from course_lib.checks.grading import Properties, Watch, close, equal, grader, written
 from course_lib.crossentropy import finite_differences
 from course_lib.objectives import IGNORE
 
@@ -130,24 +128,20 @@ def ex03_4(kl_from_logits: Callable[[Tensor, Tensor], Tensor], holds: Properties
         close(kl_from_logits(numbers(0.0, 0.0, -INF)[None], numbers(0.0, 0.0, 0.0)[None]), numbers(math.log(1.5)))
 
 
-class _Memory(TorchDispatchMode):
+class _Memory(Watch):
     """Notes the most elements of a tensor made inside, and how many tensors of a chunk's size are kept at once."""
 
     def __init__(self, chunk: int):
-        super().__init__()
+        super().__init__(self.count)
         self.chunk, self.largest, self.most = chunk, 0, 0
         self.kept: set[StorageWeakRef] = set()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in made if isinstance(made, tuple | list) else (made,):
-            if isinstance(tensor, Tensor):
-                self.largest = max(self.largest, tensor.numel())
-                if tensor.numel() == self.chunk:
-                    self.kept.add(StorageWeakRef(tensor.untyped_storage()))
+    def count(self, tensor: Tensor) -> None:
+        self.largest = max(self.largest, tensor.numel())
+        if tensor.numel() == self.chunk:
+            self.kept.add(StorageWeakRef(tensor.untyped_storage()))
         self.kept = {storage for storage in self.kept if not storage.expired()}
         self.most = max(self.most, len(self.kept))
-        return made
 
 
 @grader

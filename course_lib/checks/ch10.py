@@ -1,13 +1,11 @@
 """Graders of chapter 10, parameter-efficient fine-tuning."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from course_lib.checks.grading import Properties, close, equal, grader, written
+from course_lib.checks.grading import Properties, Watch, close, equal, grader, written
 
 
 def _random(*shape: int) -> Tensor:
@@ -15,23 +13,15 @@ def _random(*shape: int) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-class _Matrices(TorchDispatchMode):
+def _matrices(weight: Tensor, made: list[tuple[int, ...]]) -> Watch:
     """Notes the shape of every matrix as large as `weight` that is made inside; views of it are none."""
 
-    def __init__(self, weight: Tensor):
-        super().__init__()
-        self.weight = weight
-        self.made: list[tuple[int, ...]] = []
+    def see(tensor: Tensor) -> None:
+        view = tensor.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
+        if {*tensor.shape[-2:]} == {*weight.shape} and not view:
+            made.append(tuple(tensor.shape))
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in made if isinstance(made, tuple | list) else (made,):
-            if isinstance(tensor, Tensor) and {*tensor.shape[-2:]} == {*self.weight.shape} and not self._views(tensor):
-                self.made.append(tuple(tensor.shape))
-        return made
-
-    def _views(self, tensor: Tensor) -> bool:
-        return tensor.untyped_storage().data_ptr() == self.weight.untyped_storage().data_ptr()
+    return Watch(see)
 
 
 @grader
@@ -59,9 +49,10 @@ def ex10_1(lora: Callable[..., Tensor], holds: Properties) -> None:
         lora(x, w, a, b, which, 6.0)
         equal(w, before)
     with holds("no other matrix of the size of W is made, for one row or for all"):
-        with _Matrices(w) as matrices:
+        made: list[tuple[int, ...]] = []
+        with _matrices(w, made):
             lora(x, w, a, b, which, 6.0)
-        equal(matrices.made, [], "shapes made")
+        equal(made, [], "shapes made")
 
 
 @grader

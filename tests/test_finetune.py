@@ -226,6 +226,7 @@ def test_early_stopping_watches_dev(table, tmp_path):
         ({"stride": -1}, "--stride is at least 0"),
         ({"epochs": -1.0}, "--epochs is at least 0"),
         ({"smoothing": 2.0}, "--smoothing is at least 0 and below 1"),
+        ({"scratch": True, "method": "bitfit"}, "--method with --scratch"),
         ({"evaluate_every": -0.5}, "--evaluate-every is at least 0"),
         ({"evaluate_every": 2.0}, "at most 1, not 2.0"),
         ({"patience": 3}, "add --evaluate-every"),

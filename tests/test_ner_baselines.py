@@ -91,7 +91,9 @@ def test_what_is_compared_has_five_seeds_and_a_setting_its_own_options():
     plan = ablate_ner.settings(half=2)
     assert plan["lower half frozen"] == {"freeze": "bottom-2", "labels": ablate_ner.LABELS}
     assert plan["random weights, 250 labels"] == {"scratch": True, "labels": 250}
-    assert {name for name, setting in plan.items() if ablate_ner.seeds(setting) == 5} == set(ablate_ner.LAYERS)
+    assert {name for name, setting in plan.items() if ablate_ner.seeds(setting) == 5} == {
+        *ablate_ner.LAYERS, "full, all labels", "random weights, all labels"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("lr", ablate_ner.RATES)
@@ -103,7 +105,7 @@ def test_every_command_is_one_that_the_command_line_understands(lr, tmp_path):
         assert options.labels == setting["labels"]
         assert options.scratch == setting.get("scratch", False)
         assert options.lr == lr
-        assert options.epochs * options.labels >= 5000
+        assert options.epochs * (options.labels or 15_195) >= 5000
 
 
 def test_a_setting_with_missing_seeds_is_left_out_of_the_summary():
@@ -138,3 +140,9 @@ def test_a_run_becomes_a_row_from_which_ways_are_compared(tmp_path, capsys):
     verdict = ablate_ner.verdicts(runs)["full against body frozen"]
     assert verdict["mean"] == pytest.approx(rows[0]["f1"] - rows[1]["f1"], abs=1e-3)
     assert ablate_ner.verdicts(runs[1:]) == {}, "a claim wants all its seeds"
+    renamed = {"full": "full, all labels", "body frozen": "random weights, all labels"}
+    rest = [run | {"name": "random weights"} for run in runs if run["name"] == "body frozen"]  # has chosen the rate
+    rest += [run | {"name": renamed[run["name"]]} for run in runs]
+    found = ablate_ner.verdicts([*runs, *rest])
+    assert found["full, all labels against random weights, all labels"] == verdict
+    assert len(found) == 3

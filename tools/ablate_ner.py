@@ -4,9 +4,9 @@
 
 Which layers should learn is asked with `LABELS` sentences and `CLAIM` seeds; every setting gets the same learning rates
 (`RATES`) on seed 0, and the one that is best on the validation block is kept. The curve over labels takes the rates of
-its arms at `LABELS`. Epochs are counted, not seconds, so a run may share its core, and runs of several machines may
-stand in one record; each says where it ran. Stopped, the same command goes on, and a second one on another core takes
-its share.
+its arms at `LABELS`; its last point, all labels, has `CLAIM` seeds too. Epochs are counted, not seconds, so a run may
+share its core, and runs of several machines may stand in one record; each says where it ran. Stopped, the same command
+goes on, and a second one on another core takes its share.
 """
 
 import json
@@ -29,8 +29,8 @@ from tools.trials import Trials, record_parser, spread
 
 Setting = dict[str, Any]
 CLAIM, POINT = 5, 3  # seeds: of what is compared, of a point of the curve over labels
-LABELS = 1000  # sentences to learn from, where ways are compared
-EPOCHS = {250: 20.0, LABELS: 5.0, 4000: 2.0}  # by number of labels
+LABELS, EVERY = 1000, 0  # sentences to learn from: where ways are compared, and all there are
+EPOCHS = {250: 20.0, LABELS: 5.0, 4000: 2.0, EVERY: 3.0}  # by number of labels
 STEP_ROWS = 8  # many small steps: few large ones learn less
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 ALL, SCRATCH = "full", "random weights"
@@ -54,7 +54,7 @@ def settings(half: int) -> dict[str, Setting]:
 
 def point(arm: str, labels: int) -> str:
     """The name of an arm's point on the curve over labels."""
-    return arm if labels == LABELS else f"{arm}, {labels} labels"
+    return arm if labels == LABELS else f"{arm}, {labels or 'all'} labels"
 
 
 def command(model: str, runs: str, setting: Setting, lr: float, seed: int, task: str) -> list[str]:
@@ -68,7 +68,7 @@ def command(model: str, runs: str, setting: Setting, lr: float, seed: int, task:
 
 def seeds(setting: Setting) -> int:
     """How many a setting gets."""
-    return CLAIM if setting["labels"] == LABELS else POINT
+    return CLAIM if setting["labels"] in (LABELS, EVERY) else POINT
 
 
 def main() -> None:
@@ -165,10 +165,13 @@ def verdicts(runs: list[dict[str, Any]]) -> dict[str, Any]:
         rows = [[pair.split("/") for pair in run["hits"].split()] for run in chosen(runs, name)]
         return np.array(rows, dtype=float)  # (seeds, sentences, 2)
 
-    whole = [name for name in LAYERS if len(chosen(runs, name)) == CLAIM]
-    if ALL not in whole:
-        return {}
-    return {f"{ALL} against {name}": compare(hits(ALL), hits(name)).describe() for name in whole if name != ALL}
+    found = {}
+    for labels in (LABELS, EVERY):
+        whole = point(ALL, labels)
+        others = [point(name, labels) for name in LAYERS if name != ALL]
+        for name in [name for name in others if len(chosen(runs, whole)) == len(chosen(runs, name)) == CLAIM]:
+            found[f"{whole} against {name}"] = compare(hits(whole), hits(name)).describe()
+    return found
 
 
 if __name__ == "__main__":

@@ -193,6 +193,8 @@ def check(tuning: Tuning) -> None:
         raise CourseError(f"--evaluate-every is a share of the training, at most 1, not {tuning.evaluate_every}.")
     if not 0 <= tuning.smoothing < 1:
         raise CourseError(f"--smoothing is at least 0 and below 1, not {tuning.smoothing}.")
+    if tuning.scratch and tuning.method:
+        raise CourseError("--method with --scratch would store weights beside a random model that is not. Drop one.")
     if not tuning.evaluate_every and (tuning.patience or tuning.metric != "error"):
         raise CourseError("--patience and --metric are for evaluations while it trains: add --evaluate-every 0.1.")
 

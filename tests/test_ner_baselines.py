@@ -71,7 +71,7 @@ def test_both_baselines_choose_on_dev_and_report_test():
 # The ablation's bookkeeping.
 
 
-LOW, MIDDLE, *_, HIGH = ablate_ner.RATES
+LOW, MIDDLE, *_, HIGH = ablate_ner.USUAL
 
 
 def a_run(name, lr, seed, dev, test=0.5):
@@ -79,12 +79,16 @@ def a_run(name, lr, seed, dev, test=0.5):
 
 
 def test_the_rate_is_chosen_on_dev_by_seed_0_and_only_when_all_are_there():
-    runs = [a_run("full", lr, 0, 0.8) for lr in reversed(ablate_ner.RATES[1:])]
+    runs = [a_run("full", lr, 0, 0.8) for lr in reversed(ablate_ner.USUAL[1:])]
     assert ablate_ner.best(runs, "full") is None
     runs += [a_run("full", LOW, 0, 0.7, test=0.99), a_run("full", LOW, 1, 0.9), a_run("other", LOW, 0, 1.0)]
     assert ablate_ner.best(runs, "full") == MIDDLE  # the lowest of equals; no other seed and no test score counts
     assert [run["lr"] for run in ablate_ner.chosen(runs, "full")] == [MIDDLE]
     assert ablate_ner.best(runs, "full, 250 labels") == MIDDLE  # a point of the curve takes its arm's
+    others = [run | {"name": "body frozen"} for run in runs]
+    assert ablate_ner.best(others, "body frozen") is None, "it has rates of its own"
+    others.append(a_run("body frozen", 2 * HIGH, 0, 0.75))
+    assert ablate_ner.best(others, "body frozen") == MIDDLE
 
 
 def test_what_is_compared_has_five_seeds_and_a_setting_its_own_options():
@@ -96,7 +100,7 @@ def test_what_is_compared_has_five_seeds_and_a_setting_its_own_options():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("lr", ablate_ner.RATES)
+@pytest.mark.parametrize("lr", ablate_ner.USUAL)
 def test_every_command_is_one_that_the_command_line_understands(lr, tmp_path):
     for setting in ablate_ner.settings(half=2).values():
         line = ablate_ner.command("runs/x", str(tmp_path), setting, lr, 3, "peoples_daily")
@@ -110,7 +114,7 @@ def test_every_command_is_one_that_the_command_line_understands(lr, tmp_path):
 
 def test_a_setting_with_missing_seeds_is_left_out_of_the_summary():
     plan = {"full, 250 labels": {"labels": 250}}
-    runs = [a_run("full", lr, 0, 0.5 + lr) for lr in ablate_ner.RATES]
+    runs = [a_run("full", lr, 0, 0.5 + lr) for lr in ablate_ner.USUAL]
     runs += [a_run("full, 250 labels", HIGH, seed, 0.8, test=0.6 + 0.1 * seed) for seed in range(2)]
     assert ablate_ner.summary(runs, plan) == []
     (row,) = ablate_ner.summary([*runs, a_run("full, 250 labels", HIGH, 2, 0.8, test=0.8)], plan)
@@ -120,7 +124,7 @@ def test_a_setting_with_missing_seeds_is_left_out_of_the_summary():
 def test_a_run_becomes_a_row_from_which_ways_are_compared(tmp_path, capsys):
     base, setting = pretrained(tmp_path / "base", kind="byte-bpe"), {"labels": 60}
     rows = []
-    for name, epochs in (("full", 30), ("body frozen", 1)):
+    for name, epochs in (("full", 30), ("lower half frozen", 1)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ablate_ner, "EPOCHS", {60: epochs})
             line = ablate_ner.command(str(base), str(tmp_path / name), setting, 3e-3, 0, "wiki_names")
@@ -136,12 +140,12 @@ def test_a_run_becomes_a_row_from_which_ways_are_compared(tmp_path, capsys):
     names = ablate_ner.learned("wiki_names", 60)
     assert names < ablate_ner.learned("wiki_names", 0)
     runs = [row | {"seed": seed} for row in rows for seed in range(5)]
-    runs += [row | {"lr": lr, "dev_f1": -1} for row in rows for lr in ablate_ner.RATES[1:]]
-    verdict = ablate_ner.verdicts(runs)["full against body frozen"]
+    runs += [row | {"lr": lr, "dev_f1": -1} for row in rows for lr in ablate_ner.USUAL[1:]]
+    verdict = ablate_ner.verdicts(runs)["full against lower half frozen"]
     assert verdict["mean"] == pytest.approx(rows[0]["f1"] - rows[1]["f1"], abs=1e-3)
     assert ablate_ner.verdicts(runs[1:]) == {}, "a claim wants all its seeds"
-    renamed = {"full": "full, all labels", "body frozen": "random weights, all labels"}
-    rest = [run | {"name": "random weights"} for run in runs if run["name"] == "body frozen"]  # has chosen the rate
+    renamed = {"full": "full, all labels", "lower half frozen": "random weights, all labels"}
+    rest = [run | {"name": "random weights"} for run in runs if run["name"] == "lower half frozen"]
     rest += [run | {"name": renamed[run["name"]]} for run in runs]
     found = ablate_ner.verdicts([*runs, *rest])
     assert found["full, all labels against random weights, all labels"] == verdict

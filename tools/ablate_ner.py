@@ -2,7 +2,7 @@
 
     python -m tools.ablate_ner --out runs/ablate-ner --model runs/encoder-zh-1h [--single | --tables]
 
-Which layers should learn is asked with `LABELS` sentences and `CLAIM` seeds; every setting gets the same learning rates
+Which layers should learn is asked with `LABELS` sentences and `CLAIM` seeds; every setting gets four learning rates
 (`RATES`) on seed 0, and the one that is best on the validation block is kept. The curve over labels takes the rates of
 its arms at `LABELS`; its last point, all labels, has `CLAIM` seeds too. Epochs are counted, not seconds, so a run may
 share its core, and runs of several machines may stand in one record; each says where it ran. Stopped, the same command
@@ -32,7 +32,7 @@ CLAIM, POINT = 5, 3  # seeds: of what is compared, of a point of the curve over 
 LABELS, EVERY = 1000, 0  # sentences to learn from: where ways are compared, and all there are
 EPOCHS = {250: 20.0, LABELS: 5.0, 4000: 2.0, EVERY: 3.0}  # by number of labels
 STEP_ROWS = 8  # many small steps: few large ones learn less
-RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+USUAL = (5e-4, 1e-3, 2e-3, 4e-3)
 ALL, SCRATCH = "full", "random weights"
 LAYERS: dict[str, Setting] = {
     ALL: {},
@@ -41,6 +41,7 @@ LAYERS: dict[str, Setting] = {
     "lower half frozen": {"freeze": "bottom-K"},
     "gradual": {"freeze": "gradual"},
 }
+RATES = dict.fromkeys(LAYERS, USUAL) | {"body frozen": (1e-3, 2e-3, 4e-3, 8e-3)}  # an output layer alone bears more
 
 
 def settings(half: int) -> dict[str, Setting]:
@@ -95,7 +96,7 @@ def main() -> None:
 def asked(trials: Trials, plan: dict[str, Setting]) -> Iterator[tuple[str, float, int]]:
     """(name, rate, seed) of all runs, in the plan's order; what lacks its rate is left for the next time."""
     for name, setting in plan.items():
-        yield from ((name, lr, 0) for lr in RATES if name in LAYERS)
+        yield from ((name, lr, 0) for lr in RATES.get(name, ()))
         for seed in range(seeds(setting)):
             if lr := best(trials.record["runs"], name):
                 yield name, lr, seed
@@ -136,7 +137,7 @@ def best(runs: list[dict[str, Any]], name: str) -> float | None:
     """The rate of seed 0 with the highest dev F1, the lowest of equals; None until all are there."""
     arm = name.partition(",")[0]  # a point of the curve takes its arm's
     tried = {run["lr"]: run["dev_f1"] for run in runs if run["name"] == arm and run["seed"] == 0}
-    return max(sorted(tried), key=lambda lr: tried[lr]) if len(tried) == len(RATES) else None
+    return max(RATES[arm], key=lambda lr: tried[lr]) if tried.keys() >= set(RATES[arm]) else None
 
 
 def chosen(runs: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:

@@ -85,10 +85,10 @@ def test_the_rate_is_chosen_on_dev_by_seed_0_and_only_when_all_are_there():
     assert ablate_ner.best(runs, "full") == MIDDLE  # the lowest of equals; no other seed and no test score counts
     assert [run["lr"] for run in ablate_ner.chosen(runs, "full")] == [MIDDLE]
     assert ablate_ner.best(runs, "full, 250 labels") == MIDDLE  # a point of the curve takes its arm's
-    others = [run | {"name": "body frozen"} for run in runs]
-    assert ablate_ner.best(others, "body frozen") is None, "it has rates of its own"
-    others.append(a_run("body frozen", 2 * HIGH, 0, 0.75))
-    assert ablate_ner.best(others, "body frozen") == MIDDLE
+    others = [run | {"name": "gradual"} for run in runs]
+    assert ablate_ner.best(others, "gradual") is None, "it has rates of its own"
+    others.append(a_run("gradual", 2 * HIGH, 0, 0.75))
+    assert ablate_ner.best(others, "gradual") == MIDDLE
 
 
 def test_what_is_compared_has_five_seeds_and_a_setting_its_own_options():

@@ -32,7 +32,8 @@ CLAIM, POINT = 5, 3  # seeds: of what is compared, of a point of the curve over 
 LABELS, EVERY = 1000, 0  # sentences to learn from: where ways are compared, and all there are
 EPOCHS = {250: 20.0, LABELS: 5.0, 4000: 2.0, EVERY: 3.0}  # by number of labels
 STEP_ROWS = 8  # many small steps: few large ones learn less
-USUAL, HIGHER = (5e-4, 1e-3, 2e-3, 4e-3), (1e-3, 2e-3, 4e-3, 8e-3)  # the latter where layers stay frozen
+USUAL = (5e-4, 1e-3, 2e-3, 4e-3)
+FEWER, OUTPUT = (1e-3, 2e-3, 4e-3, 8e-3), (4e-3, 8e-3, 1.6e-2, 3.2e-2)  # for fewer layers, for the output layer alone
 ALL, SCRATCH = "full", "random weights"
 LAYERS: dict[str, Setting] = {
     ALL: {},
@@ -41,7 +42,9 @@ LAYERS: dict[str, Setting] = {
     "lower half frozen": {"freeze": "bottom-K"},
     "gradual": {"freeze": "gradual"},
 }
-RATES = {name: HIGHER if "freeze" in change else USUAL for name, change in LAYERS.items()}
+RATES = {
+    ALL: USUAL, SCRATCH: USUAL, "body frozen": OUTPUT, "lower half frozen": FEWER, "gradual": FEWER
+}  # fmt: skip
 
 
 def settings(half: int) -> dict[str, Setting]:

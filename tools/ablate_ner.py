@@ -33,7 +33,7 @@ LABELS, EVERY = 1000, 0  # sentences to learn from: where ways are compared, and
 EPOCHS = {250: 20.0, LABELS: 5.0, 4000: 2.0, EVERY: 3.0}  # by number of labels
 STEP_ROWS = 8  # many small steps: few large ones learn less
 USUAL = (5e-4, 1e-3, 2e-3, 4e-3)
-FEWER, OUTPUT = (1e-3, 2e-3, 4e-3, 8e-3), (4e-3, 8e-3, 1.6e-2, 3.2e-2)  # for fewer layers, for the output layer alone
+FEWER, OUTPUT = (1e-3, 2e-3, 4e-3, 8e-3), (8e-3, 1.6e-2, 3.2e-2, 6.4e-2)  # for fewer layers, for the output layer alone
 ALL, SCRATCH = "full", "random weights"
 LAYERS: dict[str, Setting] = {
     ALL: {},

@@ -100,7 +100,7 @@ def test_what_is_compared_has_five_seeds_and_a_setting_its_own_options():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("lr", ablate_ner.USUAL)
+@pytest.mark.parametrize("lr", sorted({lr for rates in ablate_ner.RATES.values() for lr in rates}))
 def test_every_command_is_one_that_the_command_line_understands(lr, tmp_path):
     for setting in ablate_ner.settings(half=2).values():
         line = ablate_ner.command("runs/x", str(tmp_path), setting, lr, 3, "peoples_daily")

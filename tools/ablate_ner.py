@@ -172,9 +172,9 @@ def verdicts(runs: list[dict[str, Any]]) -> dict[str, Any]:
     found = {}
     for labels in (LABELS, EVERY):
         whole = point(ALL, labels)
-        others = [point(name, labels) for name in LAYERS if name != ALL]
-        for name in [name for name in others if len(chosen(runs, whole)) == len(chosen(runs, name)) == CLAIM]:
-            found[f"{whole} against {name}"] = compare(hits(whole), hits(name)).describe()
+        for name in [point(arm, labels) for arm in LAYERS if arm != ALL]:
+            if len(chosen(runs, whole)) == len(chosen(runs, name)) == CLAIM:
+                found[f"{whole} against {name}"] = compare(hits(whole), hits(name)).describe()
     return found
 
 

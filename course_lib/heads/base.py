@@ -194,7 +194,9 @@ def check(tuning: Tuning) -> None:
     if not 0 <= tuning.smoothing < 1:
         raise CourseError(f"--smoothing is at least 0 and below 1, not {tuning.smoothing}.")
     if tuning.scratch and tuning.method:
-        raise CourseError("--method with --scratch would store weights beside a random model that is not. Drop one.")
+        raise CourseError(
+            "--method with --scratch would store what was added, not the random model below. Leave one out."
+        )
     if not tuning.evaluate_every and (tuning.patience or tuning.metric != "error"):
         raise CourseError("--patience and --metric are for evaluations while it trains: add --evaluate-every 0.1.")
 

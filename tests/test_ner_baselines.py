@@ -96,8 +96,13 @@ def test_what_is_compared_has_five_seeds_and_a_setting_its_own_options():
     assert plan["lower half frozen"] == {"freeze": "bottom-2", "labels": ablate_ner.LABELS}
     assert plan["random weights, 250 labels"] == {"scratch": True, "labels": 250}
     assert {name for name, setting in plan.items() if ablate_ner.seeds(setting) == 5} == {
-        *ablate_ner.LAYERS, "full, all labels", "random weights, all labels"
+        *ablate_ner.LAYERS, ablate_ner.goal("full"), ablate_ner.goal("random weights")
     }  # fmt: skip
+
+
+def test_the_target_compares_the_same_recipe_with_and_without_pretraining():
+    plan, goal, control = ablate_ner.settings(half=2), ablate_ner.goal("full"), ablate_ner.goal("random weights")
+    assert plan[control] == plan[goal] | {"scratch": True}
 
 
 @pytest.mark.parametrize("lr", sorted({lr for rates in ablate_ner.RATES.values() for lr in rates}))
@@ -144,7 +149,7 @@ def test_a_run_becomes_a_row_from_which_ways_are_compared(tmp_path, capsys):
     verdict = ablate_ner.verdicts(runs)["full against random weights"]
     assert verdict["mean"] == pytest.approx(rows[0]["f1"] - rows[1]["f1"], abs=1e-3)
     assert ablate_ner.verdicts(runs[1:]) == {}, "a claim wants all its seeds"
-    everything = [run | {"name": f"{run['name']}, all labels"} for run in runs]
+    everything = [run | {"name": ablate_ner.goal(run["name"])} for run in runs]
     found = ablate_ner.verdicts([*runs, *everything])
-    assert found["full, all labels against random weights, all labels"] == verdict
+    assert found[f"{ablate_ner.goal('full')} against {ablate_ner.goal('random weights')}"] == verdict
     assert len(found) == 2

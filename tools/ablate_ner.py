@@ -4,9 +4,9 @@
 
 Which layers should learn is asked with `LABELS` sentences and `CLAIM` seeds; every setting gets four learning rates
 (`RATES`) on seed 0, and the one that is best on the validation block is kept. The curve over labels takes the rates of
-its arms at `LABELS`; its last point, all labels, has `CLAIM` seeds too. Epochs are counted, not seconds, so a run may
-share its core, and runs of several machines may stand in one record; each says where it ran. Stopped, the same command
-goes on, and a second one on another core takes its share.
+its arms at `LABELS`, and so does the target: all labels, with `CURE`, `CLAIM` seeds. Epochs are counted, not seconds,
+so a run may share its core, and runs of several machines may stand in one record; each says where it ran. Stopped, the
+same command goes on, and a second one on another core takes its share.
 """
 
 import json
@@ -35,6 +35,7 @@ STEP_ROWS = 8  # many small steps: few large ones learn less
 USUAL = (5e-4, 1e-3, 2e-3, 4e-3)
 FEWER, OUTPUT = (1e-3, 2e-3, 4e-3, 8e-3), (8e-3, 1.6e-2, 3.2e-2, 6.4e-2)  # for fewer layers, for the output layer alone
 ALL, SCRATCH = "full", "random weights"
+CURE = "fgm:epsilon=0.12"  # the adversarial step of chapter 9, for the target: see the lab log
 LAYERS: dict[str, Setting] = {
     ALL: {},
     SCRATCH: {"scratch": True},
@@ -49,16 +50,23 @@ RATES = {
 
 def settings(half: int) -> dict[str, Setting]:
     """Name → options of `finetune`; `half` is half the number of the model's layers."""
+    arms = (ALL, SCRATCH)
     found = {}
     for name, change in LAYERS.items():
         depth = {"freeze": f"bottom-{half}"} if change.get("freeze") == "bottom-K" else {}
         found[name] = change | depth | {"labels": LABELS}
-    return found | {point(arm, n): LAYERS[arm] | {"labels": n} for n in EPOCHS if n != LABELS for arm in (ALL, SCRATCH)}
+    target = {goal(arm): LAYERS[arm] | {"labels": EVERY, "regularize": CURE} for arm in arms}
+    return found | target | {point(arm, n): LAYERS[arm] | {"labels": n} for n in EPOCHS if n != LABELS for arm in arms}
 
 
 def point(arm: str, labels: int) -> str:
     """The name of an arm's point on the curve over labels."""
     return arm if labels == LABELS else f"{arm}, {labels or 'all'} labels"
+
+
+def goal(arm: str) -> str:
+    """The name of an arm's runs for the target."""
+    return f"{point(arm, EVERY)}, {CURE}"
 
 
 def command(model: str, runs: str, setting: Setting, lr: float, seed: int, task: str) -> list[str]:
@@ -72,7 +80,7 @@ def command(model: str, runs: str, setting: Setting, lr: float, seed: int, task:
 
 def seeds(setting: Setting) -> int:
     """How many a setting gets."""
-    return CLAIM if setting["labels"] in (LABELS, EVERY) else POINT
+    return CLAIM if setting["labels"] == LABELS or "regularize" in setting else POINT
 
 
 def main() -> None:
@@ -82,7 +90,8 @@ def main() -> None:
     parser.add_argument("--task", default="peoples_daily")
     parser.add_argument("--tables", action="store_true", help="run nothing: write the tables of what is there")
     options = parser.parse_args()
-    about = {"model": options.model, "task": options.task, "labels": LABELS, "epochs": EPOCHS, "rates": RATES}
+    about = {"model": options.model, "task": options.task}
+    about |= {"labels": LABELS, "epochs": EPOCHS, "rates": RATES, "cure": CURE}
     trials = Trials(options.out, "ablate-ner", options.single, "auto", **about)
     plan = settings(half_of(options.model))
     for name, lr, seed in [] if options.tables else asked(trials, plan):
@@ -170,11 +179,9 @@ def verdicts(runs: list[dict[str, Any]]) -> dict[str, Any]:
         return np.array(rows, dtype=float)  # (seeds, sentences, 2)
 
     found = {}
-    for labels in (LABELS, EVERY):
-        whole = point(ALL, labels)
-        for name in [point(arm, labels) for arm in LAYERS if arm != ALL]:
-            if len(chosen(runs, whole)) == len(chosen(runs, name)) == CLAIM:
-                found[f"{whole} against {name}"] = compare(hits(whole), hits(name)).describe()
+    for whole, name in [*((ALL, arm) for arm in LAYERS if arm != ALL), (goal(ALL), goal(SCRATCH))]:
+        if len(chosen(runs, whole)) == len(chosen(runs, name)) == CLAIM:
+            found[f"{whole} against {name}"] = compare(hits(whole), hits(name)).describe()
     return found
 
 

@@ -97,6 +97,27 @@ def test_sentences_for_a_teacher_are_from_the_whole_corpus_and_not_from_held_out
     assert not any("secret" in text or "more of them" in text for text in found)
 
 
+def test_sentences_are_found_in_chinese(tmp_path):
+    """Where no blank stands between words or sentences."""
+    corpus = tmp_path / "zh.jsonl"
+    documents = [f"第{i}部电影真好看！演员的表演也不错吗？！好。他说：“这是{i}。”" for i in range(30)]
+    corpus.write_text("\n".join(json.dumps({"text": text}) for text in documents))
+    side = lambda some: labelled.Labelled(some, [0] * len(some))
+    task = labelled.Task("mood", ["a", "b"], side(["开始。"]), side(documents[:1]), side(["第2部电影真好看！第二句。"]))
+    tokenizer = finetune.load_tokenizer(pretrained(tmp_path / "m", "qwen3") / "model")
+    shop = work.Texts(classifier("qwen3", tmp_path), Tuning(), task, tokenizer)
+    found = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in shop.more(str(corpus), 99).ids[1:]]
+    films = {f"第{i}部电影真好看！" for i in range(1, 30) if i != 2}
+    assert set(found) == films | {f"他说：“这是{i}。”" for i in range(1, 30)}
+    assert work.sentences("One. Two! “好。”") == ["One.", "Two!", "“好。”"]
+    corpus.write_text(json.dumps({"text": "好。Too short."}))
+    with pytest.raises(CourseError, match="no sentence of 4 words that is not held out"):
+        shop.more(str(corpus), 9)
+    shop.task = replace(task, train=labelled.Labelled(["text"], [[0, 1]]))
+    with pytest.raises(CourseError, match="help a head of one label a text, not 'sequence'"):
+        shop.more(str(corpus), 9)
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_groups_have_as_many_bits_in_the_runtime(bits, tmp_path):
     model = quantized.quantize(classifier("qwen3", tmp_path), quantized.Bits(bits, "group", 16))
@@ -138,6 +159,66 @@ def test_a_recipe_that_cannot_be_measured_is_refused_first(tmp_path):
         compress(Compression(model=str(tmp_path / "none"), recipe="distill+int8:scheme=weight"), runs=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"level": "al"}, "Did you mean all"),
+        ({"repeats": 0}, "--repeats is at least 1, not 0"),
+        ({"rows": 0}, "--rows is at least 1, not 0"),
+        ({"length": 0}, "--length is at least 1, not 0"),
+        ({"recipe": "heads+int4:group=48"}, "no groups of 48 inputs. Use 16, 32, 64, 128 or 256"),
+        ({"recipe": "heads+qat:bits=4,group=8"}, "no groups of 8 inputs"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_first(options, message, tmp_path):
+    with pytest.raises(CourseError, match=message):
+        compress(Compression(model=str(tmp_path / "none"), **options), runs=tmp_path)
+
+
+def test_what_fails_in_a_later_step_is_refused_before_the_first_learns(table, tmp_path, monkeypatch):  # noqa: F811
+    source = tuning(table, pretrained(tmp_path / "m", "gpt2"))
+    tuned = finetune.finetune(replace(source, epochs=0.1), runs=tmp_path / "runs", log=quiet)
+    monkeypatch.setattr(work.Workshop, "learn", lambda *arguments, **settings: pytest.fail("it learns"))
+    for recipe, message in (
+        ("heads+neurons:ratio=1", "Choose a ratio from 0 up to"),
+        ("heads+layers:keep=3", "Of 2 layers 3 cannot be kept"),
+        ("layers:keep=1+distill:layers=2", "Of 1 layers 2 cannot be kept"),
+        ("heads+layers:keep=1,which=botom", "Did you mean bottom"),
+        ("heads+distill:temperature=0", "softens nothing"),
+        ("heads+distill:attention=1", "1 and 2 heads cannot be compared"),
+        ("heads+distill:texts=9,corpus=movie-reviews", "Did you mean movie_reviews"),
+        ("heads+movement:ramp=0", "Choose above 0"),
+        ("neurons+int4:group=128", "Groups of 128 do not divide the "),
+        ("neurons:ratio=0.4+int4:group=16", "Prune with ratio=0.375, which leaves 80, or use a smaller group"),
+    ):
+        with pytest.raises(CourseError, match=message):
+            compress(Compression(model=str(tuned.folder), recipe=recipe), runs=tmp_path / "made", log=quiet)
+    with pytest.raises(CourseError, match="has learnt 64 positions: choose a --length up to that, not 65"):
+        compress(Compression(model=str(tuned.folder), length=65), runs=tmp_path / "made", log=quiet)
+    assert not (tmp_path / "made").exists(), "nothing is left of what was refused"
+
+
+def test_every_stage_has_its_epochs_and_drops_out_once(table, tmp_path, monkeypatch):  # noqa: F811
+    """Whatever the fine-tuning's wall clock said; its regularizers act in each stage alike."""
+    source = tuning(table, pretrained(tmp_path / "m", "qwen3"), regularize="dropout:rate=0.1", budget="25s")
+    tuned = finetune.finetune(replace(source, epochs=0.1), runs=tmp_path / "runs", log=quiet)
+    monkeypatch.setattr(command, "_measured", lambda *arguments: {})
+    monkeypatch.setattr(command, "table", lambda run: "")
+    around, hooks = finetune.around, []
+
+    def watched(model, *arguments):
+        state = around(model, *arguments)
+        hooks.append(sum(len(module._forward_hooks) for module in model.modules()))
+        return state
+
+    monkeypatch.setattr(finetune, "around", watched)
+    settings = Compression(model=str(tuned.folder), recipe="magnitude:epochs=0.1+neurons:epochs=0.1", device="cpu")
+    run = compress(settings, runs=tmp_path / "made", log=quiet)
+    assert hooks[0] > 0
+    assert hooks == hooks[:1] * 2
+    assert Run.open(run.folder / "stage-2").info["settings"]["budget"] == ""
+
+
 def test_what_cannot_be_exported_is_named(tmp_path):
     class Odd(torch.nn.Module):
         def forward(self, input_ids):
@@ -149,13 +230,14 @@ def test_what_cannot_be_exported_is_named(tmp_path):
         export.session(tmp_path / "m.onnx", level="al")
 
 
-def test_a_recipe_on_an_adapter_goes_on_where_it_was_stopped(table, tmp_path, monkeypatch):  # noqa: F811
+@pytest.mark.parametrize("recipe", ["movement:epochs=1", "magnitude:epochs=0+distill:layers=0,epochs=1"])
+def test_a_recipe_on_an_adapter_goes_on_where_it_was_stopped(recipe, table, tmp_path, monkeypatch):  # noqa: F811
     """In the middle of a stage, to the same bytes; nothing of the adapter is left, rate and seed are its own."""
     source = tuning(table, pretrained(tmp_path / "m", "qwen3"), method="lora:rank=2", freeze="embeddings")
     tuned = finetune.finetune(replace(source, epochs=0.5), runs=tmp_path / "runs", log=quiet)
     monkeypatch.setattr(command, "_measured", lambda *arguments: {})
     monkeypatch.setattr(command, "table", lambda run: "")
-    settings = Compression(model=str(tuned.folder), recipe="movement:epochs=1", device="cpu", lr=0.002, seed=3)
+    settings = Compression(model=str(tuned.folder), recipe=recipe, device="cpu", lr=0.002, seed=3)
     whole = compress(settings, runs=tmp_path / "whole", log=quiet)
     done, after = [], recorder.Recorder.after
 
@@ -193,9 +275,9 @@ def test_the_command_measures_stores_and_is_compared(table, tmp_path, capsys, mo
         asked.append((*feed["input_ids"].shape, repeats))
         return latency(sessions, feed, repeats)
 
-    def peak(path, feed, threads, scratch):
-        asked.append((threads, *feed["input_ids"].shape))
-        return memory(path, feed, 1, scratch)
+    def peak(path, feed, threads, scratch, level):
+        asked.append((threads, level, *feed["input_ids"].shape))
+        return memory(path, feed, 1, scratch, level)
 
     monkeypatch.setattr(export, "session", open_session)
     monkeypatch.setattr(measure, "latency", time)
@@ -218,7 +300,7 @@ def test_the_command_measures_stores_and_is_compared(table, tmp_path, capsys, mo
     assert result["smaller"] > 1.5
     assert result["before"]["memory"] > 10e6
     assert result["faster"] == pytest.approx(result["before"]["p50_ms"] / result["after"]["p50_ms"], rel=2e-3)
-    assert asked == [(2, "basic"), (2, "basic"), (3, 7, 5), (2, 3, 7), (2, 3, 7)]
+    assert asked == [(2, "basic"), (2, "basic"), (3, 7, 5), (2, "basic", 3, 7), (2, "basic", 3, 7)]
     model = files.load(run.folder / "model")
     assert len(model.model.layers) == 1
     assert len(quantized.layers(model)) == 8

@@ -6,13 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.nn.utils import prune
+from transformers import AlbertConfig, AlbertForSequenceClassification
 
 from course_lib import models
-from course_lib.compress import files, magnitude, recipes, structure
+from course_lib.compress import files, magnitude, quantized, recipes, structure
+from course_lib.compress.int4 import Int4
 from course_lib.compress.int8 import Int8
 from course_lib.compress.layers import Layers, chosen
 from course_lib.compress.magnitude import Magnitude
 from course_lib.compress.movement import Movement, Scored
+from course_lib.compress.qat import QAT
 from course_lib.compress.units import Heads, Neurons
 from course_lib.errors import CourseError
 from course_lib.objectives import Classification
@@ -131,6 +134,62 @@ def test_zeros_stay_while_the_rest_learns(step, architecture, tmp_path):
         assert torch.equal(logits(files.load(tmp_path / "m")), logits(model))
 
 
+LATER = "heads:ratio=0.5,epochs=0.2+neurons:ratio=0.5,epochs=0.2+layers:keep=1,epochs=0.2+distill:layers=0,epochs=0.2"
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "gpt2"])
+@pytest.mark.parametrize("first", ["magnitude:ratio=0.8,epochs=0", "movement:ratio=0.8,epochs=0.5"])
+def test_zeros_stay_in_the_steps_that_follow(first, architecture, tmp_path):
+    """Through copies and cuts; what is zero for another reason may learn."""
+    model = classifier(architecture, tmp_path)
+    desk = Desk(model)
+    for step in recipes.parse(first):
+        model = step.apply(model, desk)
+    learn, seen = desk.learn, []
+
+    def watched(model, *arguments, **settings):
+        before = {name: module.weight.detach().clone() for name, module in inner(model).items()}
+        learn(model, *arguments, **settings)
+        for name, weight in before.items():
+            after = inner(model)[name].weight
+            assert (after[weight == 0] == 0).all(), name
+            assert (after != weight)[weight != 0].any(), name
+        seen.append(magnitude.sparsity(model))
+
+    desk.learn = watched
+    for step in recipes.parse(LATER):
+        model = step.apply(copy.deepcopy(model), desk)
+    assert len(seen) == 4
+    assert min(seen) > 0.7
+    fresh = classifier(architecture, tmp_path)
+    writer = fresh.get_submodule(structure.sublayers(fresh, "neurons")[0].writer)
+    torch.nn.init.zeros_(writer.weight)
+    Layers(1, epochs=0.5).apply(fresh, Desk())
+    assert (writer.weight != 0).any(), "zero at first is not pruned"
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_zeros_are_zeros_in_integers(bits, tmp_path):
+    model, desk = classifier("qwen3", tmp_path), Desk()
+    model = Magnitude(0.8, epochs=0).apply(model, desk)
+    gone = {name: module.weight == 0 for name, module in inner(model).items()}
+    model = QAT(bits, group=8, epochs=0.5).apply(model, desk)
+    assert desk.trained == [0.5]
+    layers = quantized.layers(model)
+    assert all((layers[name].dense()[zeros] == 0).all() for name, zeros in gone.items())
+
+
+def test_a_model_whose_blocks_nobody_knows_is_refused():
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    model = AlbertForSequenceClassification(AlbertConfig(vocab_size=64, embedding_size=16, **shape))
+    for step in (Magnitude(), Movement()):
+        with pytest.raises(CourseError, match="albert model has no blocks that this library knows how to prune"):
+            step.apply(model, Desk())
+    for step in (Heads(), Neurons(), Layers(1)):
+        with pytest.raises(CourseError, match="albert model has no list of 2 layers"):
+            step.apply(model, Desk())
+
+
 def test_the_units_with_the_highest_scores_survive():
     scores = [torch.tensor([0.1, 0.9, 0.5, 0.3, 0.7]), torch.tensor([0.2, 0.1])]
     assert [kept.tolist() for kept in structure.survivors(scores, 0.4)] == [[1, 2, 4], [0]]
@@ -177,6 +236,12 @@ def test_pruning_everything_is_an_error(step, tmp_path):
         step.apply(classifier("qwen3", tmp_path), Desk())
 
 
+@pytest.mark.parametrize("ramp", [0, -0.1, 1.1])
+def test_a_ramp_is_a_share(ramp, tmp_path):
+    with pytest.raises(CourseError, match="Choose above 0, at most 1"):
+        Movement(ramp=ramp).apply(classifier("qwen3", tmp_path), Desk())
+
+
 def test_units_are_counted_where_they_are():
     """On a GPU the scores are there, too; a mixture of devices fails."""
     units = structure._spread(torch.ones(2, dtype=torch.long, device="meta"), 3)
@@ -203,3 +268,17 @@ def test_recipes_combine():
     assert [type(step).__name__.lower() for name in recipes.STEPS for step in recipes.parse(name)] == list(
         recipes.STEPS
     )
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "gpt2"])
+def test_groups_that_do_not_divide_what_is_left_say_which_ratio_works(architecture, tmp_path):
+    model = classifier(architecture, tmp_path)
+    inputs = structure.sublayers(model, "neurons")[0].units
+    kept = inputs - 24
+    steps = [Neurons(24 / inputs, epochs=0), Int4(group=16)]
+    desk = Desk(model)
+    with pytest.raises(CourseError, match=f"leaves {kept} of the {inputs} inputs of .* groups of 16") as error:
+        recipes.apply(steps, model, desk)
+    ratio = float(str(error.value).partition("ratio=")[2].partition(",")[0])
+    recipes.apply([Neurons(ratio, epochs=0), Int4(group=16)], model, desk)
+    assert structure.sublayers(model, "neurons")[0].units == inputs, "only a copy is cut"

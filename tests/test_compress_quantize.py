@@ -8,7 +8,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    Gemma3TextConfig,
+    Gemma3TextForSequenceClassification,
+    OPTConfig,
+    OPTForSequenceClassification,
+)
 
 from course_lib import spec
 from course_lib.compress import affine, files, quantized
@@ -208,6 +214,27 @@ def test_a_tied_table_is_stored_once(architecture, tmp_path):
     weights = sum(layer.q.numel() for layer in quantized.layers(model).values())
     assert files.size(tmp_path) < weights - table + 30_000
     assert [len(v) for v in [files.json.loads((tmp_path / files.ABOUT).read_text())["shared"]]] != [0]
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "opt"])
+def test_tables_that_do_more_than_look_up_stay_real(kind, tmp_path):
+    shape = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape |= {"pad_token_id": 2, "num_labels": 3}
+    if kind == "opt":
+        config = OPTConfig(ffn_dim=64, word_embed_proj_dim=32, max_position_embeddings=32, **shape)
+        model = OPTForSequenceClassification(config).eval()
+    else:
+        config = Gemma3TextConfig(intermediate_size=64, head_dim=16, num_key_value_heads=1, **shape)
+        model = Gemma3TextForSequenceClassification(config).eval()
+    before = copy.deepcopy(model)
+    for step in (Int8(scheme="weight"), QAT(epochs=0.1)):
+        made = step.apply(copy.deepcopy(model), Desk())
+        left = [name for name, module in made.named_modules() if isinstance(module, torch.nn.Embedding)]
+        assert left == ["model.decoder.embed_positions" if kind == "opt" else "model.embed_tokens"]
+        if step == Int8(scheme="weight"):
+            assert 0 < error(logits(made), logits(before)) < 0.15
+            files.save(made, tmp_path / "made")
+            assert torch.equal(logits(files.load(tmp_path / "made")), logits(made))
 
 
 def test_rounding_again_changes_nothing():

@@ -1,5 +1,6 @@
 """Cleaning, preparation, packing and the loader."""
 
+import dataclasses
 import hashlib
 import json
 import unicodedata
@@ -73,6 +74,20 @@ def test_preparation_is_cached_by_content(tmp_path, corpus_file):
 def test_a_budget_bounds_the_training_text(corpus_file):
     data = prepare.prepare(corpora.load(str(corpus_file)), 300, 64, 50_000, quiet)
     assert 45_000 < data.counts.train_bytes <= 50_000
+
+
+def test_openings_end_with_their_documents(tmp_path, corpus_file):
+    """A short document is shown whole, an empty one not at all; of a longer one the last word may be cut."""
+    folder = prepare.prepare(corpora.load(str(corpus_file)), 300, 64, 10**8, quiet).folder
+    data = prepare.Prepared.open(folder)
+    ids = lambda text: [data.tokenizer.bos_token_id, *data.tokenizer(text, add_special_tokens=False)["input_ids"]]
+    documents = ["Two words", "", "A film that is much longer than what was asked", "", "End."]
+    Packed.write(tmp_path / "valid.bin", [[ids(text) for text in documents]], 300, 1, {})
+    data = dataclasses.replace(data, valid=Packed.open(tmp_path / "valid.bin"))
+    first, second, third = data.openings(3, len(ids(documents[0])) + 2)
+    assert (first, third) == ("Two words", "End.")
+    assert documents[2].startswith(f"{second} ")
+    assert data.openings(1, 40) == ["Two words"]
 
 
 def test_the_bos_text_in_a_document_is_not_the_token(tmp_path):

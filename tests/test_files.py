@@ -1,5 +1,6 @@
 import json
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -70,6 +71,12 @@ def test_windows_line_ends_a_byte_order_mark_and_x85(tmp_path):
         ("a.csv", b"id,text\n1,x\n2\n", "line 3: not 2 columns"),
         ("a.csv", b"id,text\n1,x,y\n", "line 2: not 2 columns"),
         ("a.csv", b'id,text\n1,"x\n', "unexpected end of data"),
+        (
+            "a.csv",
+            b"text;label\ngood film;1\n",
+            "seems to have ; between its columns, 'text;label'. Save it with commas",
+        ),
+        ("a.csv", b"text;label\ngood, film;1\n", "seems to have ; between its columns"),
         ("a.parquet", b"PAR1 not really", "not a valid parquet"),
     ],
 )
@@ -107,6 +114,27 @@ def test_the_docs_corpus_needs_no_download():
 def test_unknown_corpora_name_the_nearest():
     with pytest.raises(CourseError, match="Did you mean movie_reviews"):
         corpora.load("movie-reviews")
+
+
+@pytest.mark.parametrize(
+    ("spec", "asked"),
+    [
+        ("hf:C:\\data\\some", ("C:\\data\\some", None)),
+        ("hf:C:/data:english", ("C:/data", "english")),
+        ("hf:owner/name:english", ("owner/name", "english")),
+        ("hf:owner/name", ("owner/name", None)),
+    ],
+)
+def test_the_colon_of_a_drive_names_no_configuration(spec, asked, monkeypatch):
+    loaded = []
+
+    def load(path, config, split):
+        loaded.append((path, config))
+        return datasets.Dataset.from_list([{"text": "x"}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert list(corpora.load(spec).documents()) == ["x"]
+    assert loaded == [asked]
 
 
 def test_other_encodings_are_named_by_the_user_and_guessed_only_in_the_advice(tmp_path):

@@ -59,6 +59,8 @@ def test_every_step_keeps_a_subsequence(texts, low, high):
 
 def test_words_are_words_and_chinese_characters():
     assert filters.ngrams("It's 1998, 北京!", 1) == [("it",), ("s",), ("1998",), ("北",), ("京",)]
+    assert filters.ngrams("2023年GDP增 长3%", 1) == [(w,) for w in ("2023", "年", "gdp", "增", "长", "3")]
+    assert filters.ngrams("snake_case naïve", 1) == [("snake_case",), ("naïve",)]
     assert filters.ngrams("a b c", 2) == [("a", "b"), ("b", "c")]
     assert filters.ngrams("a", 2) == []
 

@@ -54,6 +54,23 @@ def test_tables_that_are_no_task(tmp_path, rows, message):
         labelled.load(str(path))
 
 
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        ("a.csv", "text,label\nx,good\ny,bad\nmore,\n"),
+        ("a.csv", "review,label\nx,good\ny,bad\n"),
+        ("a.jsonl", '{"text": "one more", "label": null}\n'),
+        ("a.jsonl", '{"text": "one more"}\n'),
+        ("a.jsonl", '{"text": null, "label": "good"}\n'),
+    ],
+)
+def test_a_corpus_that_is_not_labelled_throughout_has_no_task(name, extra, table, tmp_path):
+    path = tmp_path / name
+    path.write_text(extra if name.endswith("csv") else table.read_text(encoding="utf-8") + extra, encoding="utf-8")
+    assert labelled.of_corpus(str(path)) is None
+    assert labelled.of_corpus(str(table)).classes == ["bad", "good"]
+
+
 def test_an_unknown_task_is_named():
     with pytest.raises(CourseError, match="no task called 'imbd'.*imdb"):
         labelled.load("imbd")

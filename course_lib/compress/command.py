@@ -1,6 +1,5 @@
 """`python -m course_lib compress`: a fine-tuned model, a recipe, and what both models cost and know, side by side."""
 
-import copy
 import json
 import time
 from dataclasses import asdict, replace
@@ -9,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from course_lib import finetune, progress
+from course_lib import finetune, models, progress
 from course_lib.compress import export, files, measure, recipes, work
 from course_lib.config import Compression
+from course_lib.errors import CourseError
 from course_lib.heads import registry
 from course_lib.record import Run, now
 from course_lib.recorder import Log
@@ -32,7 +32,7 @@ def compress(
     """Apply a recipe, store the model and its ONNX form in `runs/<id>/`, and measure it against what it was made of.
 
     The same command goes on where it was stopped. Both models are measured in the same runtime, in turn, on the same
-    batch. Raises CourseError for a model that is not fine-tuned and for unknown recipes.
+    batch. Raises CourseError for a model that is not fine-tuned and, before anything learns, for recipes that fail.
     """
     started = time.monotonic() if started is None else started
     progress.hush_transformers()
@@ -41,14 +41,14 @@ def compress(
     tuning = replace(tuning, device=settings.device, seed=settings.seed, lr=settings.lr or tuning.lr, log=settings.log)
     task = registry.get(tuning.head).task(tuning)
     model = work.teacher(source, tuning)
+    tokenizer = finetune.load_tokenizer(source.folder / "model")
+    _rehearse(settings, steps, work.Rehearsal(model, tuning, task, tokenizer))
     run = Run.begin(settings, runs, _name(settings, source), run_id, fresh, "compress")
     try:
         run.update(task=task.describe(), tuning=asdict(tuning))
-        finetune.load_tokenizer(source.folder / "model").save_pretrained(run.folder / "tokenizer")
+        tokenizer.save_pretrained(run.folder / "tokenizer")
         shop = work.Workshop(run, model, tuning, task, log, checkpoint_every)
-        made = copy.deepcopy(model.to(shop.where.torch))
-        for step in steps:
-            made = step.apply(made, shop)
+        made = recipes.apply(steps, model.to(shop.where.torch), shop)
         with new_folder(run.folder / "model") as scratch:
             files.save(made.cpu(), scratch)
             shop.tokenizer.save_pretrained(scratch)
@@ -63,10 +63,23 @@ def compress(
 
 def _steps(settings: Compression) -> list[Any]:
     """The recipe; what cannot be measured in the end is refused before anything is learnt."""
+    for name, least in {"rows": 1, "length": 1, "repeats": 1, "threads": 0}.items():
+        if getattr(settings, name) < least:
+            raise CourseError(f"--{name} is at least {least}, not {getattr(settings, name)}.")
+    export.optimisation(settings.level)
     steps = recipes.parse(settings.recipe)
     for layout in filter(None, (getattr(step, "layout", None) for step in steps)):
         export.check(layout)
     return steps
+
+
+def _rehearse(settings: Compression, steps: list[Any], stage: work.Rehearsal) -> None:
+    """Raise CourseError for steps that fail, and for texts to time that are longer than a model has positions."""
+    if 0 < (known := models.positions(stage.teacher)) < settings.length:
+        raise CourseError(
+            f"The model has learnt {known} positions: choose a --length up to that, not {settings.length}."
+        )
+    recipes.apply(steps, stage.teacher, stage)
 
 
 def _name(settings: Compression, source: Run) -> str:
@@ -92,7 +105,7 @@ def _measured(settings: Compression, shop: work.Workshop, before: Any, after: An
         scores, stored = shop.judge(export.Runtime(sessions[side], model.config))
         result[side] = {
             "bytes": paths[side].stat().st_size,
-            "memory": measure.peak_memory(paths[side], feed, settings.threads, shop.run.folder),
+            "memory": measure.peak_memory(paths[side], feed, settings.threads, shop.run.folder, settings.level),
             **times[side],
             **scores,
         }

@@ -35,6 +35,6 @@ class Distill(base.Step):
             work.objective(), teacher, self.temperature, self.alpha, self.hidden, self.attention
         )
         rows = work.more(self.corpus, self.texts) if self.texts else None
-        work.learn(model, self.epochs, objective, rows=rows)
+        base.learn(work, model, self.epochs, objective=objective, rows=rows)
         model.set_attn_implementation("sdpa")
         return model

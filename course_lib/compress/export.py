@@ -24,7 +24,10 @@ from course_lib.compress import quantized
 from course_lib.errors import CourseError, unknown
 from course_lib.objectives import Batch
 
-LEVELS = {"none": "DISABLE_ALL", "basic": "BASIC", "extended": "EXTENDED", "all": "ALL"}
+LEVELS = {
+    "none": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "extended": "ORT_ENABLE_EXTENDED", "all": "ORT_ENABLE_ALL",
+}  # fmt: skip
+GROUPS = (16, 32, 64, 128, 256)  # neighbouring inputs for whose scales the runtime has products
 
 
 class Bare(nn.Module):
@@ -99,6 +102,9 @@ def check(bits: quantized.Bits) -> None:
     """Raise CourseError for integers that the runtime cannot multiply."""
     if bits.per == "group" and bits.bits not in (2, 4, 8):
         raise CourseError(f"onnxruntime has no products of {bits.bits} bits. Use 2, 4 or 8.")
+    if bits.per == "group" and bits.group not in GROUPS:
+        known = ", ".join(map(str, GROUPS[:-1]))
+        raise CourseError(f"onnxruntime has no groups of {bits.group} inputs. Use {known} or {GROUPS[-1]}.")
     if bits.per != "group" and bits.scheme == "weight":
         raise CourseError("onnxruntime multiplies reals with integers in groups only. Use dynamic or static, or int4.")
 
@@ -149,17 +155,20 @@ def feed(batch: Batch) -> dict[str, np.ndarray]:
     return {name: value.cpu().numpy() for name, value in batch.items() if name != "labels"}
 
 
+def optimisation(level: str) -> str:
+    """What onnxruntime calls a level. Raises CourseError for one that it does not have."""
+    if level not in LEVELS:
+        raise unknown("optimisation level", level, LEVELS)
+    return LEVELS[level]
+
+
 def session(path: Path, threads: int = 1, level: str = "all") -> Any:
     """The runtime with a model in it. `level` of graph optimisation: none, basic, extended or all."""
     import onnxruntime
 
-    if level not in LEVELS:
-        raise unknown("optimisation level", level, LEVELS)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
-    enabled = onnxruntime.GraphOptimizationLevel
-    name = LEVELS[level]
-    options.graph_optimization_level = getattr(enabled, f"ORT_{name if level == 'none' else f'ENABLE_{name}'}")
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, optimisation(level))
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

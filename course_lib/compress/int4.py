@@ -8,12 +8,16 @@ from course_lib.compress import base, quantized
 
 @dataclass(frozen=True)
 class Int4(base.Step):
-    """`group`: neighbouring inputs that share a scale; it must divide every matrix."""
+    """`group`: neighbouring inputs that share a scale; it must divide every matrix. The runtime has 16 to 256."""
 
     group: int = 32
     embeddings: bool = True
 
+    @property
+    def layout(self) -> quantized.Bits:
+        """What the weights will be."""
+        return quantized.Bits(4, "group", self.group)
+
     def apply(self, model: Any, work: base.Work) -> Any:
         """4 bits a weight and 40 a group: 5.25 bits for groups of 32."""
-        bits = quantized.Bits(4, "group", self.group)
-        return quantized.quantize(model, bits, bits if self.embeddings else None)
+        return quantized.quantize(model, self.layout, self.layout if self.embeddings else None)

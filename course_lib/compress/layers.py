@@ -19,7 +19,7 @@ class Layers(base.Step):
         """Drop the others, learn with what is left."""
         structure.keep_layers(model, chosen(model.config.num_hidden_layers, self.keep, self.which))
         if self.epochs:
-            work.learn(model, self.epochs)
+            base.learn(work, model, self.epochs)
         return model
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from course_lib.compress import base
-from course_lib.errors import unknown
+from course_lib.errors import CourseError, unknown
 from course_lib.peft.base import inner
 
 
@@ -26,11 +26,11 @@ class Magnitude(base.Step):
 
     def apply(self, model: Any, work: base.Work) -> Any:
         """Mask, then learn with what is left."""
-        weights: dict[str, Any] = {name: module.weight.data for name, module in inner(model).items()}
+        weights = {name: module.weight.data for name, module in matrices(model).items()}
         for name, mask in masks(weights, self.ratio, self.scope).items():
             parametrize.register_parametrization(model.get_submodule(name), "weight", Mask(mask))
         if self.epochs:
-            work.learn(model, self.epochs)
+            base.learn(work, model, self.epochs)
         return settle(model)
 
 
@@ -46,6 +46,14 @@ class Mask(nn.Module):
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """The same shape."""
         return weight * self.mask
+
+
+def matrices(model: Any) -> dict[str, Any]:
+    """The linear layers inside the blocks by path. Raises CourseError for a model whose blocks nobody knows."""
+    if not (found := inner(model)):
+        kind = model.config.model_type
+        raise CourseError(f"A {kind} model has no blocks that this library knows how to prune. Use int8, say.")
+    return found
 
 
 def masks(weights: dict[str, torch.Tensor], ratio: float, scope: str = "global") -> dict[str, torch.Tensor]:
@@ -67,14 +75,15 @@ def top(scores: torch.Tensor, share: float) -> torch.Tensor:
 
 
 def settle(model: Any) -> Any:
-    """Put what parametrizations compute into the weights, for good."""
+    """Put what parametrizations compute into the weights, and mark the layers: what learns later leaves their zeros."""
     for module in list(model.modules()):
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight")
+            setattr(module, base.PRUNED, True)
     return model
 
 
-def sparsity(model: nn.Module) -> float:
+def sparsity(model: Any) -> float:
     """Share of zeros among the blocks' weights."""
-    weights: list[Any] = [module.weight for module in inner(model).values()]
+    weights = [module.weight for module in matrices(model).values()]
     return sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)

@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from course_lib.compress import export
+
 PEAK = """
 import json, sys
 import numpy, onnxruntime
-path, feeds, threads = sys.argv[1:]
+path, feeds, threads, level = sys.argv[1:]
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads, options.log_severity_level = int(threads), 3
+options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
 session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 feed = dict(numpy.load(feeds))
 for _ in range(3):
@@ -52,11 +55,14 @@ def latency(sessions: Mapping[str, Any], feed: dict[str, np.ndarray], repeats: i
     return found
 
 
-def peak_memory(path: Path, feed: dict[str, np.ndarray], threads: int, scratch: Path) -> int | None:
-    """Bytes that a process with nothing but the runtime and this model had at most; None where nobody counts them."""
+def peak_memory(path: Path, feed: dict[str, np.ndarray], threads: int, scratch: Path, level: str = "all") -> int | None:
+    """Bytes that a process with nothing but the runtime and this model had at most; None where nobody counts them.
+
+    `level` of graph optimisation: as for `export.session`.
+    """
     feeds = scratch / "feeds.npz"
     np.savez(feeds, **feed)  # type: ignore[arg-type]
-    command = [sys.executable, "-c", PEAK, str(path), str(feeds), str(threads)]
+    command = [sys.executable, "-c", PEAK, str(path), str(feeds), str(threads), export.optimisation(level)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found: int | None = json.loads(done.stdout)
     return found

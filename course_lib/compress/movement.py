@@ -12,13 +12,16 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from course_lib.compress import base
-from course_lib.compress.magnitude import settle, top
-from course_lib.peft.base import inner
+from course_lib.compress.magnitude import matrices, settle, top
+from course_lib.errors import CourseError
 
 
 @dataclass(frozen=True)
 class Movement(base.Step):
-    """`ratio` of zeros in every matrix of the blocks, reached by a cubic curve after `ramp` of the training."""
+    """`ratio` of zeros in every matrix of the blocks, reached by a cubic curve after `ramp` of the training.
+
+    `ramp` is a share above 0, at most 1.
+    """
 
     ratio: float = 0.5
     epochs: float = 2.0
@@ -27,9 +30,11 @@ class Movement(base.Step):
     def apply(self, model: Any, work: base.Work) -> Any:
         """Learn weights and scores together."""
         base.check_ratio(self.ratio, "weights")
+        if not 0 < self.ramp <= 1:
+            raise CourseError(f"A ramp over {self.ramp:g} of the training has no end. Choose above 0, at most 1.")
         scored = []
-        for _, module in inner(model).items():
-            part = Scored(module.weight)  # type: ignore[arg-type]
+        for module in matrices(model).values():
+            part = Scored(module.weight)
             parametrize.register_parametrization(module, "weight", part)
             scored.append(part)
 
@@ -37,7 +42,7 @@ class Movement(base.Step):
             for part in scored:
                 part.share = 1 - self.zeros(progress)
 
-        work.learn(model, self.epochs, after=after)
+        base.learn(work, model, self.epochs, after=after)
         after(1.0)
         return settle(model)
 

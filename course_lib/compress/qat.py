@@ -28,7 +28,7 @@ class QAT(base.Step):
     def apply(self, model: Any, work: base.Work) -> Any:
         """Simulate, train, round."""
         hooks = simulate(model, self.layout)
-        work.learn(model, self.epochs)
+        base.learn(work, model, self.epochs)
         for hook in hooks:
             hook.remove()
         for _, module in quantized.matrices(model):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
 from course_lib.compress import affine
@@ -156,10 +157,13 @@ class QuantizedEmbedding(Quantized):
 
 
 def matrices(model: nn.Module, embeddings: bool = True) -> Iterator[tuple[str, Any]]:
-    """(path, layer) of everything that is worth quantizing: all matrices and tables but a task's small output layer."""
-    kinds = (nn.Linear, Conv1D, nn.Embedding) if embeddings else (nn.Linear, Conv1D)
+    """(path, layer) of everything that is worth quantizing: all matrices and tables but a task's small output layer.
+
+    A table of a kind of its own stays real: it does more than look up (Gemma's is scaled, OPT counts positions first).
+    """
     for name, module in model.named_modules():
-        if isinstance(module, kinds) and name.rpartition(".")[2] not in HEADS:
+        table = embeddings and parametrize.type_before_parametrizations(module) is nn.Embedding
+        if (table or isinstance(module, nn.Linear | Conv1D)) and name.rpartition(".")[2] not in HEADS:
             yield name, module
 
 

@@ -46,10 +46,13 @@ class Sublayer:
 
 
 def blocks(model: Any) -> tuple[str, nn.ModuleList]:
-    """(path, the repeated layers)."""
-    every = model.named_modules()
+    """(path, the repeated layers). Raises CourseError for a model without a list of them."""
     size = model.config.num_hidden_layers
-    return next((n, m) for n, m in every if isinstance(m, nn.ModuleList) and len(m) == size)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == size:
+            return name, module
+    kind = model.config.model_type
+    raise CourseError(f"A {kind} model has no list of {size} layers to cut in. Use int8, say, or another model.")
 
 
 def sublayers(model: Any, kind: str) -> list[Sublayer]:

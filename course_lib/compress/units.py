@@ -22,7 +22,7 @@ class Units(base.Step):
         scores = structure.importance(model, chosen, work.objective(), work.batches(self.samples))
         structure.shrink(model, chosen, structure.survivors(scores, self.ratio))
         if self.epochs:
-            work.learn(model, self.epochs)
+            base.learn(work, model, self.epochs)
         return model
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from course_lib.data import files, library, tags
+from course_lib.data.clean import CJK
 from course_lib.errors import CourseError
 
-# One CJK character, one run of letters and digits, or one sign.
-WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+|[^\w\s]|_")
+WORD = re.compile(rf"[{CJK}]|[^\W_{CJK}]+|[^\w\s]|_")  # one CJK character, one run of letters and digits, or one sign
 
 
 class Words(NamedTuple):

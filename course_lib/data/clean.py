@@ -4,6 +4,8 @@ import hashlib
 import re
 import unicodedata
 
+# Kana and Chinese characters, for a character class: each is a word of its own.
+CJK = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _BREAKS = re.compile(r"[ \t]*(?:<br\s*/?>\s*)+", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u200b\ufeff]")
 

@@ -1,6 +1,7 @@
 """What pretraining can be pointed at: a registered dataset with text, several joined by `+`, or a user's files."""
 
 import hashlib
+import ntpath
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,9 @@ def _hub(name: str) -> Corpus:
     """The train split of `hf:OWNER/NAME[:CONFIG]`, or of `hf:FOLDER`, a local folder in the hub's layout."""
     import datasets
 
-    path, _, config = name.partition(":")
+    drive, rest = ntpath.splitdrive(name)  # the colon of C:\data is no configuration's, on whatever system
+    path, _, config = rest.partition(":")
+    path = drive + path
     try:
         table = datasets.load_dataset(path, config or None, split="train")
     except (OSError, ValueError, RuntimeError) as error:

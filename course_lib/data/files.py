@@ -9,7 +9,7 @@ import csv
 import glob
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,7 @@ def pieces(parts: Iterable[str]) -> Iterator[str]:
         yield "".join(held)
 
 
-def lines(path: Path, encoding: str = "utf-8") -> Iterator[str]:
+def lines(path: Path, encoding: str = "utf-8") -> Generator[str, None, None]:
     """Lines with their ends normalised to LF and no byte order mark; refuses binary files and wrong encodings."""
     try:
         with path.open("rb") as probe:
@@ -193,10 +193,15 @@ def _short(line: str) -> Iterator[str]:
 
 def _csv(path: Path, delimiter: str, encoding: str) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(2**31 - 1)
-    reader = csv.DictReader(lines(path, encoding), delimiter=delimiter, strict=True)
+    opened = lines(path, encoding)
+    reader = csv.DictReader(opened, delimiter=delimiter, strict=True)
     try:
         if not reader.fieldnames:
             raise CourseError(f"{path} is empty.")
+        if len(reader.fieldnames) == 1 and ";" in reader.fieldnames[0]:  # Excel's way where the comma is for decimals
+            raise CourseError(
+                f"{path} seems to have ; between its columns, '{reader.fieldnames[0]}'. Save it with commas, or as tsv."
+            )
         for row in reader:
             if None in row or None in row.values():
                 raise CourseError(
@@ -205,6 +210,8 @@ def _csv(path: Path, delimiter: str, encoding: str) -> Iterator[dict[str, Any]]:
             yield row
     except csv.Error as error:
         raise CourseError(f"{path}, line {reader.line_num}: {error}.") from error
+    finally:
+        opened.close()  # an error is kept longer than its file should be
 
 
 def _jsonl(path: Path, encoding: str) -> Iterator[dict[str, Any]]:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from course_lib.data.clean import clean, document_hash
+from course_lib.data.clean import CJK, clean, document_hash
 
-_WORD = re.compile(r"[\u3400-\u9fff]|\w+")  # a Chinese character is a word of its own
+_WORD = re.compile(rf"[{CJK}]|[^\W{CJK}]+")
 
 
 @dataclass(frozen=True)

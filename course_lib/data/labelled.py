@@ -98,14 +98,21 @@ MAX_CLASSES = 50  # a column with more values than this is no set of classes
 
 
 def of_corpus(spec: str, encoding: str = "utf-8") -> Task | None:
-    """The task that comes with a corpus: of a registered one, or of a table with a few classes under `label`."""
+    """The task that comes with a corpus: of a registered one, or of a table with a few classes under `label`.
+
+    None if there is none: a table without `text` or with a row that has no label is only text to pretrain on.
+    """
     for name, source in TASKS.items():
         if source.dataset == spec:
             return load(name)
     path = Path(spec)
     if not (path.is_file() and path.suffix.lstrip(".").lower() in files.TABLES):
         return None
-    found = {str(row["label"]) for row in files.rows(path, encoding) if "label" in row}
+    found = set[str]()
+    for row in files.rows(path, encoding):
+        if row.get("text") is None or row.get("label") in (None, ""):
+            return None
+        found.add(str(row["label"]))
     return load(spec, encoding) if 2 <= len(found) <= MAX_CLASSES else None
 
 

@@ -70,7 +70,8 @@ class Position:
 class Loader:
     """Endless optimizer steps, each `step_rows` rows of consecutive tokens: (step_rows, length + 1) int64.
 
-    Every epoch visits every row once, in an order given by (seed, epoch).
+    Every epoch visits every row at most once, in an order given by (seed, epoch); the last rows of that order, fewer
+    than a step, are left out.
     """
 
     def __init__(self, packed: Packed, length: int, step_rows: int, seed: int):

@@ -72,11 +72,16 @@ class Prepared:
         return PreTrainedTokenizerFast.from_pretrained(self.folder)
 
     def openings(self, documents: int, tokens: int) -> list[str]:
-        """The first words of a few held-out documents, spread over all of them."""
-        starts = np.flatnonzero(self.valid.tokens == self.tokenizer.bos_token_id)
-        chosen = starts[np.linspace(0, len(starts) - 1, documents, dtype=int)] + 1
-        texts = [self.tokenizer.decode(self.valid.tokens[s : s + tokens].tolist()) for s in chosen]
-        return [text.rsplit(" ", 1)[0] if " " in text else text for text in texts]  # the last word may be cut
+        """The first words of a few held-out documents, spread over all of them; a document may have fewer tokens."""
+        starts = np.flatnonzero(self.valid.tokens == self.tokenizer.bos_token_id) + 1
+        ends = np.append(starts[1:] - 1, len(self.valid.tokens))
+        places = np.stack([starts, ends], 1)[ends > starts]  # a tokenizer may find nothing in a document
+        texts = []
+        for start, end in places[np.linspace(0, len(places) - 1, documents, dtype=int)]:
+            text = self.tokenizer.decode(self.valid.tokens[start : min(end, start + tokens)].tolist())
+            is_cut = start + tokens < end and " " in text
+            texts.append(text.rsplit(" ", 1)[0] if is_cut else text)  # the last word may be cut
+        return texts
 
     def held_out_documents(self) -> list[str]:
         """The held-out documents; byte-level BPE gives them back exactly."""

@@ -20,4 +20,6 @@ def tfidf(task: Task, strengths: tuple[float, ...] = (1.0, 3.0, 10.0)) -> np.nda
     dev, test = vectorizer.transform(task.dev.texts), vectorizer.transform(task.test.texts)
     models = [LogisticRegression(C=c, max_iter=1000).fit(train, task.train.labels) for c in strengths]
     best = max(models, key=lambda model: model.score(dev, task.dev.labels))
-    return best.predict_proba(test)
+    chances = np.zeros((len(task.test), len(task.classes)))
+    chances[:, best.classes_] = best.predict_proba(test)  # a class that train lacks keeps 0
+    return chances

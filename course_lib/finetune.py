@@ -155,7 +155,8 @@ def compare(a: Run, b: Run | None) -> metrics.Difference:
         task = registry.get(tuning.head).task(tuning)
         if task.is_other(a.info["task"]):
             raise CourseError(f"The texts of {a.folder} have changed since it ran.")
-        return metrics.compare(correct(a), (baselines.tfidf(task).argmax(1) == task.test.labels)[None].astype(float))
+        theirs = (baselines.tfidf(task).argmax(1) == task.test.labels)[None].astype(float)
+        return metrics.compare(correct(a), theirs, trained=False)
     if a.info["task"]["test_hash"] != b.info["task"]["test_hash"]:
         raise CourseError(f"{a.folder} and {b.folder} were not tested on the same texts.")
     return metrics.compare(correct(a), correct(b))

@@ -44,6 +44,8 @@ RUNGS: dict[str, list[tuple[str, Setting]]] = {
 # Machines differ in speed, so what is tried beside the ladder stands beside the top rung as run on the same one.
 # Its own gain over the top rung should be nothing, and shows how much of any other gain is chance.
 AGAIN = "the top rung once more"
+# An average of weights costs its run nothing, so each such run is also scored without it: no machine's speed comes in.
+UNAVERAGED = "the last step's weights"
 # Tried on the top rung, one at a time.
 ASIDE: dict[str, list[tuple[str, Setting]]] = {
     "decoder": [
@@ -73,7 +75,18 @@ def compared(side: str) -> dict[str, str]:
     """Every name of a side but the first, and the name that it is measured against."""
     steps = [name for name, _ in RUNGS[side]]
     rungs = dict(zip(steps[1:], steps, strict=False))
-    return rungs | {AGAIN: steps[-1]} | {name: AGAIN for name, _ in ASIDE[side]}
+    asides = {name: UNAVERAGED if "tail_average" in change else AGAIN for name, change in ASIDE[side]}
+    return rungs | {AGAIN: steps[-1]} | asides
+
+
+def scores(runs: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
+    """Name → seed → score of a record's runs; `last`, where there is one, stands under `UNAVERAGED`."""
+    found: dict[str, dict[int, float]] = {}
+    for run in runs:
+        found.setdefault(run["name"], {})[run["seed"]] = run["score"]
+        if "last" in run:
+            found.setdefault(UNAVERAGED, {})[run["seed"]] = run["last"]
+    return found
 
 
 def settings(side: str) -> dict[str, Setting]:

@@ -108,13 +108,13 @@ class Difference:
         return {**{k: round(v, 4) for k, v in asdict(self).items()}, "verdict": self.verdict}
 
 
-def compare(a: np.ndarray, b: np.ndarray, resamples: int = 10_000, seed: int = 0) -> Difference:
+def compare(a: np.ndarray, b: np.ndarray, resamples: int = 10_000, seed: int = 0, trained: bool = True) -> Difference:
     """Paired bootstrap over items and seeds (Efron and Tibshirani 1993, ch. 13): is a better than b?
 
     `a`, `b`: (seeds, items), what each item scored in each run (1 or 0 for accuracy), the items in the same order; or
-    (seeds, items, 2), numerator and denominator of a ratio of sums, such as F1 = Σ 2·hits / Σ (found + true). A
-    system without randomness has one row, and is not counted in `seeds`. Items are drawn together for both, since a
-    hard item is hard for both; seeds apart, since nothing pairs them.
+    (seeds, items, 2), numerator and denominator of a ratio of sums, such as F1 = Σ 2·hits / Σ (found + true). Items are
+    drawn together for both, since a hard item is hard for both; seeds apart, since nothing pairs them. `trained` False:
+    b has no seeds, as a list of words has none, and one row.
     """
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"{a.shape[1]} items against {b.shape[1]}")
@@ -128,10 +128,9 @@ def compare(a: np.ndarray, b: np.ndarray, resamples: int = 10_000, seed: int = 0
         )
         differences.append(mean_a - mean_b)
     low, high = np.percentile(np.concatenate(differences)[:resamples], [2.5, 97.5])
-    trained = [len(x) for x in (a, b) if len(x) > 1] or [1]
     once = np.full((1, items), 1 / items)
     mean = float(_means(once, a).mean() - _means(once, b).mean())
-    return Difference(mean, float(low), float(high), min(trained))
+    return Difference(mean, float(low), float(high), min(len(a), len(b)) if trained else len(a))
 
 
 def _means(weights: np.ndarray, scores: np.ndarray) -> np.ndarray:

@@ -28,6 +28,14 @@ def test_the_interval_of_one_pair_is_the_normal_one():
     assert (found.seeds, found.verdict) == (1, "undecided"), "one seed decides nothing"
 
 
+def test_one_seed_is_one_seed_unless_nothing_was_trained():
+    five, one = np.ones((5, 40)), np.zeros((1, 40))
+    assert (metrics.compare(five, one).seeds, metrics.compare(five, one).verdict) == (1, "undecided")
+    assert (metrics.compare(one, five).seeds, metrics.compare(one, five).verdict) == (1, "undecided")
+    words = metrics.compare(five, one, trained=False)
+    assert (words.seeds, words.verdict) == (5, "helps")
+
+
 def test_pairing_items_narrows_and_seeds_widen_the_interval():
     draw = np.random.default_rng(1)
     hard = draw.random(1000) < 0.5  # both systems fail on the same items
@@ -48,7 +56,6 @@ def test_verdicts():
     assert metrics.compare(ones, most).verdict == "helps"
     assert metrics.compare(most, ones).verdict == "hurts"
     assert metrics.compare(ones, ones).verdict == "undecided"
-    assert metrics.compare(ones, most[:1]).verdict == "helps", "a baseline without randomness needs one row"
     assert metrics.compare(ones[:4], most).verdict == "undecided", "four seeds are too few"
     with pytest.raises(ValueError, match="500 items against 499"):
         metrics.compare(ones, most[:, 1:])
@@ -88,6 +95,15 @@ def test_tfidf_learns_what_words_give_away():
     found = baselines.tfidf(task)
     assert found.shape == (50, 2)
     assert metrics.classification(task.test.labels, found.argmax(1))["accuracy"] == 1.0
+
+
+def test_a_class_that_train_lacks_keeps_its_column():
+    texts = [f"it is {('good', 'awful')[i % 2]}" for i in range(120)]
+    side = lambda low, high: Labelled(texts[low:high], [2 * (i % 2) for i in range(low, high)])
+    found = baselines.tfidf(Task("toy", ["good", "so so", "bad"], side(0, 80), side(80, 100), side(100, 120)))
+    assert found.shape == (20, 3)
+    assert found.argmax(1).tolist() == [0, 2] * 10
+    assert found[:, 1].max() == 0
 
 
 @pytest.fixture

@@ -71,3 +71,10 @@ def test_a_run_that_is_disturbed_twice_does_not_count_and_can_be_run_again(trial
 def test_the_command_of_a_record_is_the_one_that_does_all_of_it(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.orig_argv", ["/somewhere/python", "-m", "tools.x", "--out", "runs/x", "--single"])
     assert Trials(tmp_path, "test").about["command"] == ["python", "-m", "tools.x", "--out", "runs/x"]
+
+
+def test_a_record_keeps_to_what_it_was_begun_with(tmp_path):
+    Trials(tmp_path / "record", "test", budget=120, model="a").store()
+    Trials(tmp_path / "record", "test", budget=120.0, model="a", seeds=3)
+    with pytest.raises(SystemExit, match="was begun with budget 120, not 60. Choose another --out"):
+        Trials(tmp_path / "record", "test", budget=60, model="a")

@@ -2,9 +2,9 @@
 
     python -m tools.ablate_generalization --out runs/ablate-generalization
 
-Every cure gets three learning rates, judged on dev with seed 0, then five seeds with the best of them; all take the
-same number of optimizer steps. Some are attacked afterwards. Stopped, the same command goes on, and a second one on
-another core takes its share.
+Every cure gets three learning rates, judged on dev with seed 0, then five seeds with the best of them; all take nearly
+the same number of optimizer steps. Some are attacked afterwards. Stopped, the same command goes on, and a second one
+on another core takes its share.
 """
 
 import tempfile
@@ -29,7 +29,7 @@ MODEL, TASK, LABELS = "runs/decoder-2h", "rotten_tomatoes", 200
 BASE: dict[str, Any] = {"labels": LABELS, "epochs": 10.0, "step_rows": 16, "keep": "last"}
 ENCODER, ENCODER_TOKENS = "encoder", 1_500_000  # a short masked model, pretrained once
 SENTENCES = ["a warm and funny film about a family in the north .", "two long hours of noise and no idea at all ."]
-FIVE_COPIES = {"epochs": 2.0}  # as many steps as ten epochs of the texts alone
+FIVE_COPIES = {"epochs": 2.0}  # 126 steps; ten epochs of the texts alone are 130
 ARMS: dict[str, dict[str, Any]] = {
     "baseline": {},
     "eda": {"augment": "eda:copies=4", **FIVE_COPIES},

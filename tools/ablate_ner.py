@@ -164,7 +164,7 @@ def summary(runs: list[dict[str, Any]], plan: dict[str, Setting]) -> list[dict[s
     for name, setting in plan.items():
         found = chosen(runs, name)
         if len(found) == seeds(setting):
-            mean = lambda key, found=found: round(float(np.mean([run[key] for run in found])), 4)
+            mean = lambda key, found=found: round(float(np.mean([run[key] for run in found])), 6)
             about = {"name": name, "labels": setting["labels"], "lr": found[0]["lr"]}
             others = {"dev": mean("dev_f1"), "seen_f1": mean("seen_f1"), "unseen_f1": mean("unseen_f1")}
             rows.append(about | spread([run["f1"] for run in found]) | others)

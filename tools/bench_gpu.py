@@ -47,7 +47,8 @@ def main() -> None:
     if options.one:
         print(json.dumps(one(device.pick(options.device), options.step_tokens, **options.one)))
         return
-    trials = Trials(options.out, "bench-gpu", options.single, options.device, step_tokens=options.step_tokens)
+    about = {"step_tokens": options.step_tokens, "asked_device": options.device}
+    trials = Trials(options.out, "bench-gpu", options.single, options.device, **about)
     shared = [f"--out={options.out}", f"--device={options.device}", f"--step-tokens={options.step_tokens}"]
     for case in CASES:
         trials.run(case, ["-m", "tools.bench_gpu", *shared, f"--one={json.dumps(case)}"])

@@ -5,6 +5,7 @@
 A run is one search with one seed. Stopped, the same command goes on.
 """
 
+import itertools
 import json
 from typing import Any
 
@@ -53,7 +54,7 @@ def one(method: str, seed: int) -> dict[str, Any]:
 def epochs_to_the_best(problem: Problem, trial: Any) -> list[Any]:
     """The trial again, up to the epoch that was its best on dev."""
     values = trial.intermediate_values
-    return [found for found, _ in zip(problem.train(trial.params), range(min(values, key=values.get)), strict=False)]
+    return list(itertools.islice(problem.train(trial.params), min(values, key=values.get)))  # the net is the last's
 
 
 if __name__ == "__main__":

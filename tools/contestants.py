@@ -3,7 +3,8 @@
     python tools/contestants.py NAME --data FOLDER --budget 60 --seed 0 --setting '{"lr": 0.003}'
 
 Prints one line of JSON. `tools/race.py` starts each in a process of its own. Everybody gets our tokenizer and packed
-text; who needs a number of steps instead of a time gets one from a short probe of its own speed, which is not counted.
+text. The Trainer's learning rate follows the clock, as ours does; nanoGPT needs a number of steps, and gets one from a
+short probe of its own speed, which is not counted.
 """
 
 import argparse
@@ -30,14 +31,17 @@ from course_lib.data.prepare import Prepared
 from course_lib.loop import train
 from course_lib.precision import Precision
 
-PROBE_STEPS = 20
+PROBE_STEPS = 100
+WARMUP = 0.05  # of the Trainer's time
+ENDLESS = 10**7  # steps; the clock ends the Trainer
 Result = dict[str, Any]
 
 
 def ours(data: Prepared, seconds: float, seed: int, setting: dict[str, Any], objective: str) -> Result:
     """`course_lib`, without the command around it; `setting` overrides fields of its config.
 
-    Embeddings in closed form are computed within the budget.
+    Embeddings in closed form are computed within the budget. With `tail_average`, `last` is the score of the weights
+    as the last step left them, so that averaging is compared within one run.
     """
     settings = Config(
         objective=objective,
@@ -51,23 +55,38 @@ def ours(data: Prepared, seconds: float, seed: int, setting: dict[str, Any], obj
     settings = replace(settings, **setting)
     timer = Stopwatch()
     state = training.build(settings, data, device.pick("cpu"))
-    state.budget = Budget(seconds - (time.monotonic() - timer.started))
+    state.budget = Budget(seconds - timer.passed())
     rows = training.steps(state, settings, data.tokenizer, training.step_rows(settings))
     shape = schedule.build(settings.schedule, settings.warmup, settings.cooldown)
     tokens = 0
     for step in train(state.model, rows, state.objective, state.optimizers, shape, state.precision, state.budget):
         tokens += step.tokens
-    timing = timer.stop()
+        if state.average:
+            state.average.update(state.budget.progress)
+    found = timer.stop() | {"tokens": tokens}
+    if state.average:
+        found["last"] = held_out(state, settings, data)
+        state.average.swap_in()
+    return {"score": held_out(state, settings, data)} | found
+
+
+def held_out(state: training.Training, settings: Config, data: Prepared) -> float:
+    """Bits per byte of a causal model, masked loss of an encoder."""
     scores = training.score(state, settings, data)
-    return {"score": scores["bits_per_byte" if "bits_per_byte" in scores else "mlm_loss"], "tokens": tokens} | timing
+    return scores["bits_per_byte" if "bits_per_byte" in scores else "mlm_loss"]
 
 
 def hf_trainer(data: Prepared, seconds: float, seed: int, setting: dict[str, Any], architecture: str) -> Result:
-    """GPT-2 or BERT, the Hugging Face `Trainer` and its AdamW, linear decay with 5 % warm-up, packed rows."""
+    """GPT-2 or BERT, the Hugging Face `Trainer` and its AdamW, linear decay with 5 % warm-up, packed rows.
+
+    Its own scheduler counts steps. Here the same line goes by the clock: whatever its speed, it has warmed up after 5 %
+    of the time and reaches zero at the end.
+    """
     import datasets
+    from torch.optim.lr_scheduler import LambdaLR
     from transformers import DataCollatorForLanguageModeling, Trainer, TrainerCallback, TrainingArguments
 
-    context, tokenizer = setting.get("context", 128), data.tokenizer
+    context, tokenizer, rows = setting.get("context", 128), data.tokenizer, setting.get("rows", 16)
     torch.manual_seed(seed)
     shape = replace(models.SIZES["nano"], context=context)
     model = models.build(architecture, shape, recipes.token_ids(tokenizer))
@@ -75,37 +94,39 @@ def hf_trainer(data: Prepared, seconds: float, seed: int, setting: dict[str, Any
         from transformers import BertForMaskedLM
 
         model = BertForMaskedLM(model.config)
-    rows = data.train.tokens[: len(data.train.tokens) // context * context].reshape(-1, context)
-    table = datasets.Dataset.from_dict({"input_ids": rows}).with_format("torch")
+    packed = data.train.tokens[: len(data.train.tokens) // context * context].reshape(-1, context)
+    table = datasets.Dataset.from_dict({"input_ids": packed}).with_format("torch")
     collator = DataCollatorForLanguageModeling(tokenizer, mlm=architecture == "bert", mlm_probability=0.15)
 
-    class Stop(TrainerCallback):
-        """Nobody gets more time than the budget."""
+    class ByTheClock(Trainer):
+        def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: decay(timer.passed() / seconds))
+            return self.lr_scheduler
+
+    class Clock(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            timer.start()  # what it sets up before is not counted
 
         def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-            control.should_training_stop = time.monotonic() - timer.started >= seconds
+            if timer.passed() >= seconds:
+                control.should_training_stop = True
 
-    def run(steps: int, subject: Any, callbacks: list[Any]) -> Any:
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = TrainingArguments(
-                folder, max_steps=steps, per_device_train_batch_size=setting.get("rows", 16),
-                learning_rate=setting["lr"], weight_decay=0.01, optim="adamw_torch_fused", report_to=[],
-                save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=True, seed=seed,
-                lr_scheduler_type="linear", warmup_steps=round(0.05 * steps),
-            )  # fmt: skip
-            trainer = Trainer(subject, arguments, train_dataset=table, data_collator=collator, callbacks=callbacks)
-            trainer.train()
-            return trainer.state.global_step
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            folder, max_steps=ENDLESS, per_device_train_batch_size=rows, learning_rate=setting["lr"],
+            weight_decay=0.01, optim="adamw_torch_fused", report_to=[], save_strategy="no", logging_strategy="no",
+            disable_tqdm=True, use_cpu=True, seed=seed,
+        )  # fmt: skip
+        trainer = ByTheClock(model, arguments, train_dataset=table, data_collator=collator, callbacks=[Clock()])
+        timer = Stopwatch()
+        trainer.train()
+        found = timer.stop()
+    return {"score": score(model, data, context), "tokens": trainer.state.global_step * rows * context} | found
 
-    import copy
 
-    started = time.monotonic()
-    run(PROBE_STEPS, copy.deepcopy(model), [])
-    steps = round(seconds / (time.monotonic() - started) * PROBE_STEPS)
-    timer = Stopwatch()
-    done = run(steps, model, [Stop()])
-    timing = timer.stop()
-    return {"score": score(model, data, context), "tokens": done * setting.get("rows", 16) * context} | timing
+def decay(progress: float) -> float:
+    """`linear` of the Trainer with `warmup_steps`: a line up over `WARMUP`, then one down to zero at 1."""
+    return max(0.0, min(progress / WARMUP, (1 - progress) / (1 - WARMUP)))
 
 
 def nanogpt(data: Prepared, seconds: float, seed: int, setting: dict[str, Any]) -> Result:
@@ -180,6 +201,10 @@ class Stopwatch:
     """Wall-clock seconds, and the share of the threads' time that was really got."""
 
     def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """Begin, or begin again."""
         self.started, self.cpu = time.monotonic(), self._cpu()
 
     @staticmethod
@@ -187,9 +212,13 @@ class Stopwatch:
         times = os.times()
         return times.user + times.system + times.children_user + times.children_system
 
+    def passed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started
+
     def stop(self) -> Result:
         """What has passed since the start."""
-        wall = time.monotonic() - self.started
+        wall = self.passed()
         return {
             "seconds": round(wall, 1),
             "cpu_share": round((self._cpu() - self.cpu) / wall / torch.get_num_threads(), 3),

@@ -29,7 +29,7 @@ from transformers import (
 
 from course_lib import models, objectives, progress, recipes
 from course_lib.data import corpora, prepare
-from course_lib.ladder import RUNGS, Setting, compared, settings
+from course_lib.ladder import RUNGS, Setting, compared, scores, settings
 from course_lib.objectives import Batch
 from tools.contestants import ours
 from tools.trials import Trials, record_parser, spread
@@ -46,6 +46,8 @@ def main() -> None:
     if options.one:
         print(json.dumps(one(options.side, options.budget, **options.one)))
         return
+    if options.seeds < 2:
+        parser.error("an interval needs two --seeds at least")
     rungs = settings(options.side)
     trials = Trials(options.out, "ladder", options.single, side=options.side, budget=options.budget)
     shared = [f"--out={options.out}", f"--side={options.side}", f"--budget={options.budget}"]
@@ -54,7 +56,8 @@ def main() -> None:
             asked = {"setting": setting, "seed": seed}
             what = {"name": name, "budget": options.budget} | asked
             trials.run(what, ["-m", "tools.ladder", *shared, f"--one={json.dumps(asked)}"])
-    left = len(rungs) * options.seeds - sum(run["budget"] == options.budget for run in trials.record["runs"])
+    done = scores(trials.record["runs"])
+    left = sum(seed not in done.get(name, {}) for name in rungs for seed in range(options.seeds))
     if left > 0:
         print(f"{left} runs are another process's; the same command writes the table when they have ended.")
         return
@@ -65,14 +68,14 @@ def main() -> None:
 
 def summary(side: str, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Scores of each, and its gain over what it is measured against: mean and 95 % t-interval of the differences."""
-    scores = lambda name: [run["score"] for run in sorted(runs, key=lambda run: run["seed"]) if run["name"] == name]
-    below, rows = compared(side), []
+    found, below, rows = scores(runs), compared(side), []
     for name in settings(side):
-        gains = [old - new for old, new in zip(scores(below.get(name, name)), scores(name), strict=True)]
+        mine, other = found[name], found[below.get(name, name)]
+        gains = [other[seed] - mine[seed] for seed in sorted(mine)]
         mean = statistics.mean(gains)
         half = stats.t.ppf(0.975, len(gains) - 1) * statistics.stdev(gains) / len(gains) ** 0.5
         interval = {"gain": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4)}
-        rows.append({"name": name, "over": below.get(name)} | spread(scores(name)) | interval)
+        rows.append({"name": name, "over": below.get(name)} | spread(list(mine.values())) | interval)
     return rows
 
 

@@ -25,16 +25,16 @@ VOCABULARY, CONTEXT = 2048, 128
 STEP = models.SMALL_STEP
 NANO = Config(architecture="qwen3", size="nano", context=CONTEXT, step_tokens=STEP, embeddings="random")
 
-# Four settings each, by what their authors or common practice would try first.
+# Four settings each, by what their authors or common practice would try first, and around what was best before.
 TRIALS: dict[str, list[dict[str, Any]]] = {
     "ours": [{}, {"matrix_lr": 0.03}, {"lr": 0.006}, {"embeddings": "random"}],
     "adamw": [{"optimizer": "adamw", "lr": lr} for lr in (0.002, 0.004, 0.006, 0.01)],
-    "gpt2-trainer": [{"lr": 1e-3}, {"lr": 3e-3}, {"lr": 6e-3}, {"lr": 3e-3, "rows": 8}],
+    "gpt2-trainer": [{"lr": 5e-4}, {"lr": 1e-3}, {"lr": 2e-3}, {"lr": 1e-3, "rows": 8}],
     "nanogpt": [
         {"block_size": 64, "batch_size": 12, "lr": 1e-3},  # its README's CPU command
-        {"block_size": 64, "batch_size": 12, "lr": 3e-3},
-        {"block_size": 128, "batch_size": 16, "lr": 3e-3},
-        {"block_size": 128, "batch_size": 8, "lr": 3e-3},
+        {"block_size": 64, "batch_size": 12, "lr": 5e-4},
+        {"block_size": 64, "batch_size": 12, "lr": 2e-3},
+        {"block_size": 128, "batch_size": 8, "lr": 1e-3},
     ],
     "ours-mlm": [{}, {"optimizer": "adamw", "lr": 0.002}, {"optimizer": "adamw", "lr": 0.004}, {"matrix_lr": 0.03}],
     "bert-trainer": [{"lr": lr} for lr in (5e-4, 1e-3, 2e-3, 4e-3)],

@@ -25,6 +25,8 @@ from course_lib.record import invocation, now, provenance
 ROOT = Path(__file__).resolve().parent.parent
 SINGLE = "--single"  # of the tools: end after one run; the same command without it does the rest
 LEAST_CPU_SHARE = 0.9  # a run that got less of its threads' time does not count
+# What all runs of a record share: another value would make them another record's.
+SHARED = ("side", "budget", "model", "task", "data", "step_tokens", "asked_device")
 Read = Callable[[str], dict[str, Any]]
 
 
@@ -54,6 +56,12 @@ class Trials:
             "started": now(), **provenance(),
             "device": pick(device).describe(), "threads": torch.get_num_threads(), **about, "runs": [],
         }  # fmt: skip
+        begun = self.record
+        for name in SHARED:
+            if name in about and begun.get(name, about[name]) != about[name]:
+                raise SystemExit(
+                    f"{self.path} was begun with {name} {begun[name]!r}, not {about[name]!r}. Choose another --out."
+                )
 
     @property
     def record(self) -> dict[str, Any]:
@@ -126,5 +134,5 @@ class Trials:
 def spread(scores: list[float]) -> dict[str, Any]:
     """Mean, least and most."""
     return {
-        "seeds": len(scores), "mean": round(statistics.mean(scores), 4), "least": min(scores), "most": max(scores)
+        "seeds": len(scores), "mean": round(statistics.mean(scores), 6), "least": min(scores), "most": max(scores)
     }  # fmt: skip

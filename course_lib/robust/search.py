@@ -24,6 +24,7 @@ class Problem:
     """Vectors of texts and their classes for train, dev and test: {side: (x (texts, features), y (texts,))}."""
 
     sides: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    classes: int
 
     @classmethod
     def of(cls, task: Task, features: int = 100) -> "Problem":
@@ -37,7 +38,8 @@ class Problem:
         sides = {name: getattr(task, name) for name in ("train", "dev", "test")}
         scale = features**0.5  # about one a feature
         vectors = {name: torch.from_numpy(pipe.transform(side.texts) * scale) for name, side in sides.items()}
-        return cls({name: (vectors[name], torch.tensor(side.labels)) for name, side in sides.items()})
+        made = {name: (vectors[name], torch.tensor(side.labels)) for name, side in sides.items()}
+        return cls(made, len(task.classes))
 
     def train(self, setting: dict[str, Any], seed: int = 0) -> Iterator[tuple[float, nn.Module]]:
         """A net with one hidden layer; after every epoch its log loss on dev, nats, and itself."""
@@ -48,7 +50,7 @@ class Problem:
             nn.Linear(x.size(1), setting["hidden"]),
             nn.ReLU(),
             nn.Dropout(setting["dropout"]),
-            nn.Linear(setting["hidden"], int(y.max()) + 1),
+            nn.Linear(setting["hidden"], self.classes),
         ).double()
         optimizer = torch.optim.AdamW(net.parameters(), lr=setting["lr"], weight_decay=setting["weight_decay"])
         for _ in range(EPOCHS):

@@ -24,17 +24,19 @@ KEEP = 2
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> None:
-    """Write `state`, a tree of dicts, lists, numbers, strings and tensors, as the checkpoint after `step` steps."""
+    """Write `state`, a tree of dicts, lists, numbers, strings and tensors, as the checkpoint after `step` steps.
+
+    One that is there gives way: it may be damaged, or older than the average that ends a run.
+    """
     tensors: dict[str, torch.Tensor] = {}
     tree = _strip(state, tensors)
     target = folder / f"step-{step:08d}"
-    if target.exists():
-        return
     with new_folder(target) as scratch:
         save_file(tensors, scratch / "tensors.safetensors")
         with (scratch / "tensors.safetensors").open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         (scratch / "state.json").write_text(json.dumps({"sha256": digest, "state": tree}), encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)
     for old in _all(folder)[:-KEEP]:
         shutil.rmtree(old)
 

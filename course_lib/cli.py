@@ -6,6 +6,7 @@ Heavy imports happen inside the commands, so that `--help` and errors are instan
 
 import argparse
 import dataclasses
+import io
 import json
 import os
 import sys
@@ -33,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     options = parser().parse_args(arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a file on Windows takes few of the world's characters
     try:
         return int(options.run(options, started) or 0)
     except CourseError as error:

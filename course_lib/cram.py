@@ -73,6 +73,8 @@ def cram(
 def _refuse(config: Config) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise CourseError("cram is one process. Use torchrun with pretrain, then finetune.")
+    if config.replay:
+        raise CourseError("cram trains two models. Replay one of them: pretrain --replay runs/ID/decoder.")
     if not recipes.get(config.objective).causal:
         raise CourseError(f"cram trains a model that can write; for the objective '{config.objective}' use pretrain.")
 
@@ -87,7 +89,7 @@ def half(config: Config, objective: str) -> Config:
     plain = Config()
     # Muon lowers an encoder's loss more, but what it leaves fine-tunes worse (book/lab-log.md).
     asked = config.optimizer != plain.optimizer or config.lr != plain.lr
-    encoder = replace(shared, architecture="")
+    encoder = replace(shared, architecture="", teacher="", metric="")  # which are a decoder's
     return encoder if asked else replace(encoder, optimizer="adamw", lr=0.002)
 
 
@@ -122,7 +124,7 @@ def _judge(run: Run, task: labelled.Task, config: Config, log: Log, how: dict[st
     """Fine-tune both once; the better one on dev again, beside random weights and TF-IDF."""
     log(f"\n— what they are worth on {task.name}: {len(task.train):,} texts to learn from, {len(task.test):,} to test")
     base = Tuning(task=task.name, encoding=config.encoding, device=config.device, budget=f"{TUNING_SECONDS}s")
-    if task.name not in labelled.TASKS:
+    if config.corpus not in {source.dataset for source in labelled.TASKS.values()}:  # a table may be called like a task
         base = replace(base, task=config.corpus)
 
     def tune(name: str, model: str, **more: Any) -> Run:

@@ -53,7 +53,8 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, epsilon: float = 0
     """
     logits, labels = logits[labels != IGNORE], labels[labels != IGNORE]
     target = smooth(labels, logits.size(-1), epsilon).to(logits.dtype)
-    return (log_sum_exp(logits) - (target * logits).sum(-1)).sum()
+    counted = torch.where(target > 0, target * logits, 0)  # 0 · (−∞) would be no number
+    return (log_sum_exp(logits) - counted.sum(-1)).sum()
 
 
 def cross_entropy_gradient(logits: torch.Tensor, labels: torch.Tensor, epsilon: float = 0.0) -> torch.Tensor:

@@ -43,7 +43,7 @@ def bits_per_byte(
             logits = model(input_ids=rows[:, :-1], use_cache=False).logits  # (rows, context, vocab)
         loss = F.cross_entropy(logits.float().transpose(1, 2), rows[:, 1:], reduction="none")  # (rows, context)
         scored = rows[:, 1:] != bos
-        scored[1 if at == 0 else 0 :, :half] = False  # seen by the window before; the very first window has none
+        scored[1 if at == 0 else 0 :, : context - half] = False  # seen by the window before; the first one has none
         nats += float(loss[scored].cpu().double().sum())  # not every device has 64 bits
     return nats / math.log(2) / packed.bytes
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-from course_lib import evaluate, pairs, progress, recipes
+from course_lib import evaluate, pairs, progress, recipes, sample
 from course_lib.data import corpora, prepare
 from course_lib.data.pack import Packed
 from course_lib.device import Device
@@ -24,8 +24,8 @@ def load(folder: Path, where: Device) -> tuple[Any, Any, bool]:
     progress.hush_transformers()
     folder = model_folder(folder)
     named = (AutoConfig.from_pretrained(folder).architectures or [""])[0]
-    causal = "CausalLM" in named or "LMHead" in named
-    if not causal and "MaskedLM" not in named and "PreTraining" not in named:
+    causal = sample.is_causal(named)
+    if not causal and "MaskedLM" not in named and "BertForPreTraining" not in named:  # ELECTRA's tells tokens apart
         raise CourseError(f"{folder} holds a {named or 'model of unknown kind'}, which predicts no tokens.")
     kind = AutoModelForCausalLM if causal else AutoModelForMaskedLM
     model = kind.from_pretrained(folder, dtype=torch.float32).to(where.torch)
@@ -39,7 +39,7 @@ def on_corpus(folder: Path, corpus: str, encoding: str, where: Device) -> dict[s
     packed = _with(tokenizer, data.held_out_documents())
     context, policy = model.config.max_position_embeddings, Precision.for_device(where)
     if causal:
-        return {"bits_per_byte": evaluate.bits_per_byte(model, packed, context, policy, _beginning(tokenizer))}
+        return {"bits_per_byte": evaluate.bits_per_byte(model, packed, context, policy, sample.beginning(tokenizer))}
     if sorted(tokenizer.all_special_ids) != list(range(len(tokenizer.all_special_ids))):
         raise CourseError(f"Masks can only be drawn for tokenizers whose special tokens come first; {folder}'s do not.")
     recipe = recipes.get("mlm")
@@ -53,18 +53,9 @@ def on_pairs(folder: Path, pairs_folder: Path, where: Device) -> dict[str, float
     return pairs.minimal_pairs(model, tokenizer, pairs_folder, causal)
 
 
-def _beginning(tokenizer: Any) -> int:
-    """The token that stands before a document; where there is none, the end of the one before."""
-    marks = (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.eos_token_id)
-    found = next((mark for mark in marks if mark is not None), None)
-    if found is None:
-        raise CourseError("The tokenizer marks neither begin nor end of a text, so documents cannot be told apart.")
-    return int(found)
-
-
 def _with(tokenizer: Any, documents: list[str]) -> Packed:
     """The documents as one stream of another tokenizer's tokens, each after a BOS."""
     ids = encode(tokenizer, documents)
-    bos = _beginning(tokenizer)
+    bos = sample.beginning(tokenizer)
     stream = [row if row[:1] == [bos] else [bos, *row] for row in ids]
     return Packed(np.concatenate(stream), len(documents), sum(len(text.encode()) for text in documents))

@@ -142,6 +142,7 @@ ARCHITECTURES: dict[str, Callable[[Size, Tokens], PreTrainedModel]] = {
     "modernbert": _modernbert,
     "bert": _bert,
 }
+ENCODERS = ("modernbert", "bert")  # read in both directions
 BASELINES: tuple[str, ...] = ("gpt2", "bert")  # keep the initialization that everybody uses
 TIED_STD = 0.02  # of embeddings that are also the output head
 RESIDUAL_OUTPUTS = ("o_proj", "down_proj", "fc2", "Wo")  # the matrices that write into the residual stream

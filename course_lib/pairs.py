@@ -28,7 +28,8 @@ def minimal_pairs(
     found: dict[str, float] = {}
     right = total = 0
     for path in paths:
-        pairs = list(files.rows(path))
+        if not (pairs := list(files.rows(path))):
+            continue
         if not all({GOOD, BAD} <= row.keys() for row in pairs):
             raise CourseError(f"{path} is not a file of minimal pairs: a line lacks '{GOOD}' or '{BAD}'.")
         good, bad = (

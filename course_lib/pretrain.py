@@ -140,8 +140,7 @@ def _set_up(
 def resolve(config: Config, where: device.Device) -> Config:
     """The config with every default filled in; refuses names that do not exist before anything is made or fetched."""
     if config.replay:
-        recorded = Run.open(Path(config.replay)).info["settings"]
-        return restore(Config, recorded | {"replay": config.replay, "device": config.device})
+        return _recorded(config)
     optim.check(config.optimizer)
     schedule.build(config.schedule, config.warmup, config.cooldown)
     loggers.check(config.log)
@@ -158,6 +157,11 @@ def resolve(config: Config, where: device.Device) -> Config:
             f"Use it with an encoder (--objective=mlm), or --tokenizer=byte-bpe."
         )
     architecture = models.check(config.architecture or recipe.architecture)
+    if recipe.causal and architecture in models.ENCODERS:
+        raise CourseError(
+            f"A {architecture} model reads in both directions, so it would see what {config.objective} is to "
+            f"predict. Use --architecture={recipe.architecture}, or --objective=mlm."
+        )
     seconds = parse_duration(config.budget)
     size = plan.choose_size(where, seconds) if config.size == "auto" else config.size
     shape = models.size(size)
@@ -175,6 +179,13 @@ def resolve(config: Config, where: device.Device) -> Config:
         step_tokens=config.step_tokens or (models.STEP_TOKENS[size] if where.kind == "cuda" else models.SMALL_STEP),
         metric=config.metric or ("bits_per_byte" if recipe.causal else f"{next(iter(recipe.objective.weights))}_loss"),
     )
+
+
+def _recorded(config: Config) -> Config:
+    """The config of the run that is to be repeated."""
+    if not (recorded := Run.open(Path(config.replay)).info.get("settings")):
+        raise CourseError(f"{config.replay} is no pretraining; those of a cram are inside it: runs/ID/decoder.")
+    return restore(Config, recorded | {"replay": config.replay, "device": config.device})
 
 
 def run_name(settings: Config) -> str:

@@ -74,7 +74,8 @@ class Run:
             number += 1
             name = f"{stem}-{number}"
         run = cls.create(runs / name, wanted, kind)
-        run.acquire()
+        if not run.acquire():
+            raise CourseError(f"Another process has just begun {run.folder}. Choose another --run-id.")
         return run
 
     def acquire(self) -> bool:

@@ -46,13 +46,14 @@ def render(run: Run, verdicts: list[str]) -> str:
 def curve(name: str, part: Run, color: str) -> dict[str, Any]:
     """Training loss against training time as an SVG polyline, without the first tenth, which falls steeply."""
     rows = list(part.metrics())
-    loss = [next(iter(row["losses"].values())) for row in rows]
-    seconds, spent = [], 0.0
+    loss, seconds, spent = [], [], 0.0
     for row in rows:
         spent += row["seconds"]
-        seconds.append(spent)
-    width = max(1, len(rows) // POINTS)
-    groups = range(0, len(rows), width)
+        if value := next(iter(row["losses"].values())):  # a hybrid's masked steps have no next tokens
+            loss.append(value)
+            seconds.append(spent)
+    width = max(1, len(loss) // POINTS)
+    groups = range(0, len(loss), width)
     xs = [seconds[at] for at in groups]
     ys = [sum(loss[at : at + width]) / len(loss[at : at + width]) for at in groups]
     skip = len(xs) // 10

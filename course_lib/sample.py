@@ -24,10 +24,24 @@ def load(folder: Path, device: Device) -> tuple[PreTrainedModel, PreTrainedToken
     progress.hush_transformers()
     folder = model_folder(folder)
     named = (AutoConfig.from_pretrained(folder).architectures or [""])[0]
-    if "Classification" in named or "QuestionAnswering" in named:  # its output layer would be drawn at random
-        raise CourseError(f"{folder} holds a {named}, which writes no text. Give a pretrained decoder.")
+    if not is_causal(named):  # an output layer drawn at random, or words chosen by what follows them
+        raise CourseError(f"{folder} holds a {named or 'nameless model'}, which writes no text. Give a decoder.")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device.torch)
     return model, AutoTokenizer.from_pretrained(folder)
+
+
+def is_causal(architecture: str) -> bool:
+    """Whether a stock class of this name predicts the next token."""
+    return "CausalLM" in architecture or "LMHead" in architecture
+
+
+def beginning(tokenizer: Any) -> int:
+    """The token that stands before a document; where there is none, the end of the one before."""
+    marks = (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.eos_token_id)
+    found = next((mark for mark in marks if mark is not None), None)
+    if found is None:
+        raise CourseError("The tokenizer marks neither begin nor end of a text, so documents cannot be told apart.")
+    return int(found)
 
 
 @torch.no_grad()
@@ -59,7 +73,7 @@ def generate(
     texts = []
     for prompt in prompts:
         ids = tokenizer(prompt, return_tensors="pt", split_special_tokens=True).input_ids  # (1, prompt)
-        ids = ids[:, -room:].to(model.device)
+        ids = (ids if ids.numel() else torch.tensor([[beginning(tokenizer)]]))[:, -room:].to(model.device)
         out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, **choice)
         texts.append(tokenizer.decode(out[0, ids.size(1) :], skip_special_tokens=True))
     return texts

@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from course_lib.errors import CourseError
 
 
@@ -44,8 +46,9 @@ def new_folder(target: Path) -> Iterator[Path]:
         if not target.exists():
             os.rename(scratch, target)
             sync_entry(target.parent)
-    except OSError as error:
-        raise CourseError(f"Could not write {target}: {error.strerror or error}. Nothing was changed.") from error
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise CourseError(f"Could not write {target}: {why}. Nothing was changed.") from error
     finally:
         if scratch:
             shutil.rmtree(scratch, ignore_errors=True)

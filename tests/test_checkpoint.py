@@ -1,6 +1,8 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -78,6 +80,17 @@ def test_no_checkpoint_is_none(tmp_path):
     assert checkpoint.load(tmp_path / "nowhere", print) is None
 
 
+def test_the_last_state_of_a_step_counts(tmp_path):
+    checkpoint.save(tmp_path, 1, STATE)
+    checkpoint.save(tmp_path, 1, STATE | {"step": 4})
+    assert checkpoint.load(tmp_path, print)["step"] == 4
+    (tmp_path / "step-00000001" / "tensors.safetensors").write_bytes(b"cut")
+    assert checkpoint.load(tmp_path, lambda message: None) is None
+    checkpoint.save(tmp_path, 1, STATE)
+    assert checkpoint.load(tmp_path, print)["step"] == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     checkpoint.save(tmp_path, 1, STATE)
 
@@ -89,6 +102,20 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         checkpoint.save(tmp_path, 2, STATE)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
     assert checkpoint.load(tmp_path, print)["step"] == 3
+
+
+def test_a_real_limit_on_a_files_size_is_said_in_a_sentence(tmp_path):
+    """What safetensors raises is no OSError."""
+    code = (
+        "import resource, signal, sys, torch; from pathlib import Path; from course_lib import checkpoint, errors\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "try: checkpoint.save(Path(sys.argv[1]), 1, {'w': torch.zeros(100_000)})\n"
+        "except errors.CourseError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "c")], capture_output=True, text=True, check=True)
+    assert "Could not write" in done.stdout
+    assert "Nothing was changed" in done.stdout
+    assert list((tmp_path / "c").iterdir()) == []
 
 
 def test_a_folder_is_complete_or_absent(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import subprocess
 import sys
@@ -41,6 +42,15 @@ def run(*arguments):
         ),
         (["pretrain", "--corpus", "docs", "--objective", "mlmm"], "error: There is no objective called 'mlmm'."),
         (["sample", "--run", "runs/none"], "error: There is no model in runs/none."),
+        (
+            ["pretrain", "--corpus", "docs", "--architecture", "modernbert"],
+            "error: A modernbert model reads in both directions, so it would see what clm is to predict.",
+        ),
+        (["cram", "--replay", "runs/x"], "error: cram trains two models."),
+        (
+            ["pretrain", "--replay", f"{ROOT}/runs/decoder-2h-rt"],
+            f"error: {ROOT}/runs/decoder-2h-rt is no pretraining;",
+        ),
         (["data", "show", "imdb"], "error: There is no dataset called 'imdb'."),
         (["data", "fetch"], "error: Which dataset?"),
         (["compare", f"{ROOT}/runs/cram-5m-seed0", "tfidf"], f"error: {ROOT}/runs/cram-5m-seed0 is no fine-tuning run"),
@@ -53,6 +63,13 @@ def test_errors_are_one_line_on_stderr_and_exit_1(arguments, message, capsys, mo
     assert shown.err.startswith(message)
     assert shown.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == [], "an error left something behind"
+
+
+def test_a_file_that_takes_few_characters_costs_only_these():
+    code = "from course_lib import cli; cli.main(['data', 'list']); print('▸ done')"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == ["? done"]
 
 
 @pytest.mark.parametrize("arguments", [[], ["cramm"], ["cram", "--seed", "x"], ["data", "burn"]])

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from course_lib import cli, cram, recorder, sample
+from course_lib import cli, cram, recorder, report, sample
 from course_lib.config import Config
 from course_lib.errors import CourseError
 from course_lib.record import Run
@@ -17,7 +17,7 @@ from tests.test_pretrain import config
 
 @pytest.fixture
 def labelled_corpus(tmp_path):
-    path = tmp_path / "mood.jsonl"
+    path = tmp_path / "imdb.jsonl"  # as a task of the course is called
     word = lambda i: ("wonderful", "terrible")[i % 2]
     rows = [{"text": f"It is {word(i)}. {make_text(i, 6)}", "label": ("good", "bad")[i % 2]} for i in range(500)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -146,6 +146,15 @@ def test_halves_share_the_budget():
     assert (decoder.budget, encoder.budget) == ("150.0s", "150.0s")
     assert (decoder.optimizer, encoder.optimizer, encoder.lr) == ("muon", "adamw", 0.002)
     assert cram.half(replace(Config(), optimizer="sgd"), "mlm").optimizer == "sgd", "what was asked for is kept"
+    asked = Config(teacher="runs/a", metric="bits_per_byte")
+    found = [(cram.half(asked, name).teacher, cram.half(asked, name).metric) for name in ("clm", "mlm")]
+    assert found == [("runs/a", "bits_per_byte"), ("", "")], "an encoder has neither"
+
+
+def test_a_hybrid_s_curve_leaves_out_the_steps_without_next_tokens(tmp_path):
+    run = Run.create(tmp_path / "r", {})
+    run.log([{"losses": {"clm": (3.0, 0.0)[i % 2], "mlm": (0.0, 9.0)[i % 2]}, "seconds": 1.0} for i in range(400)])
+    assert "falls from 3.00 to 3.00 nats in 400 seconds" in report.curve("decoder", run, "red")["alt"]
 
 
 def test_only_what_can_write_is_crammed(corpus_file):

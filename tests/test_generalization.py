@@ -23,6 +23,7 @@ from course_lib.robust import attack, augment, regularize, search, thesaurus
 from tests.conftest import make_text
 from tests.test_finetune import pretrained, quiet, table, tuning  # noqa: F401 (table is a fixture)
 from tests.test_training import weights_from
+from tools import bench_search
 
 NEAR = {"good": ["fine", "great"], "film": ["movie"], "bad": ["poor"]}
 
@@ -71,7 +72,7 @@ def test_the_divergence_is_the_symmetric_kullback_leibler_divergence():
 
 
 def test_without_dropout_two_passes_are_one(model):
-    plain, found = Classification(), regularize.around(model, Classification(), "rdrop:alpha=3")
+    plain, found = Classification(), regularize.Consistent(Classification(), 3.0)
     losses = found(model, batch())
     assert found.weights == {"classification": 1.0, "divergence": 3.0}
     assert found.counts(batch()) == {"classification": 4, "divergence": 4}
@@ -200,6 +201,45 @@ def test_regularizers_say_what_does_not_go(model):
     with pytest.raises(CourseError, match="no regularizer called 'drop'"):
         regularize.parse("fgm+drop")
     assert regularize.parse("") == []
+    for text, what in (("dropout+rdrop+rdrop", "rdrop"), ("fgm+pgd", "an attack"), ("fgm+fgm", "an attack")):
+        with pytest.raises(CourseError, match=f"asks for {what} twice"):
+            regularize.parse(text)
+    for text in ("fgm:epsilon=0", "fgm:epsilon=-0.1", "pgd:step=0", "pgd:steps=0"):
+        with pytest.raises(CourseError, match=f"{text.partition('=')[0]} is above 0"):
+            regularize.around(model, Classification(), text)
+
+
+def test_two_equal_passes_are_refused_and_any_dropout_makes_them_differ(model):
+    with pytest.raises(CourseError, match="Ask for dropout"):
+        regularize.around(model, Classification(), "rdrop")
+    for change in (
+        lambda: setattr(model.config, "attention_dropout", 0.1),
+        lambda: model.add_module("thin", torch.nn.Dropout(0.1)),
+        lambda: regularize.Dropout().around(model, Classification()),
+    ):
+        change()
+        regularize.around(model, Classification(), "rdrop")
+        model.config.attention_dropout = 0.0
+        if hasattr(model, "thin"):
+            del model.thin
+
+
+def test_in_float16_a_text_learnt_by_heart_still_moves(model):
+    """Its gradient, e⁻¹⁴ times the usual one, is below what float16 holds."""
+
+    class Sure:
+        weights = {"classification": 1.0}
+
+        def __call__(self, model, batch):
+            return {"classification": torch.exp(torch.tensor(-14.0)) * Exact()(model, batch)["classification"]}
+
+    def direction(dtype):
+        with regularize.moved(model.get_input_embeddings()) as shift, torch.autocast("cpu", dtype, dtype is not None):
+            shift.climb(Sure()(model, batch())["classification"], 1.0, 1.0)
+        return shift.delta.detach().double().flatten(1)
+
+    exact, half = direction(None), direction(torch.float16)
+    assert F.cosine_similarity(exact, half).min() > 0.9
 
 
 # More texts
@@ -246,6 +286,25 @@ def test_new_texts_follow_the_old_ones_with_the_same_labels(words, method):
     for copies in (0, -1):
         with pytest.raises(CourseError, match=f"are at least 1, not {copies}"):
             augment.enlarge(side, f"{method}:copies={copies}", 0)
+
+
+@pytest.mark.parametrize("method", ["eda", "synonym"])
+def test_texts_without_spaces_have_no_words_to_exchange(method):
+    side = Labelled(["这部电影很好看", "太差了", "一般 般"], [1, 0, 0])
+    with pytest.raises(CourseError, match="these texts have none. Try masked"):
+        augment.enlarge(side, method, 0)
+
+
+@pytest.mark.parametrize(
+    "pieces", [["Ġfilm", "ing", "."], ["▁film", "ing", "."], ["film", "##ing", "."]], ids=["bytes", "sentence", "word"]
+)
+def test_every_kind_of_vocabulary_says_where_a_word_begins(pieces):
+    class Vocabulary(list):
+        def convert_ids_to_tokens(self, ids):
+            return [self[i] for i in ids]
+
+    begins, goes_on = augment._words(Vocabulary(pieces))
+    assert (begins.tolist(), goes_on.tolist()) == ([True, False, False], [False, True, False])
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.25, 2), (0.5, 4)])
@@ -407,7 +466,8 @@ def problem():
     x = draw.normal(size=(150, 6))
     y = (x[:, 0] + 0.5 * draw.normal(size=150) > 0).astype(int)
     cut = lambda rows: (torch.from_numpy(x[rows]), torch.from_numpy(y[rows]))
-    return search.Problem({"train": cut(slice(60)), "dev": cut(slice(60, 100)), "test": cut(slice(100, 150))})
+    sides = {"train": cut(slice(60)), "dev": cut(slice(60, 100)), "test": cut(slice(100, 150))}
+    return search.Problem(sides, 3)  # no text has the last class
 
 
 def test_searches_spend_the_same_epochs_and_pruned_ones_try_more(problem):
@@ -448,3 +508,15 @@ def test_the_net_repeats_and_its_hits_are_counted(problem):
     right = problem.correct(one[-1][1])
     assert right.shape == (50,)
     assert right.mean() > 0.6
+
+
+def test_the_net_that_is_tested_is_that_of_the_best_epoch(problem):
+    study = search.study("random", 3)
+    search.run(study, problem, 6 * search.EPOCHS)
+    epoch = lambda trial: min(trial.intermediate_values, key=trial.intermediate_values.get)
+    trial = next(trial for trial in study.trials if 1 < epoch(trial) < search.EPOCHS)
+    found = bench_search.epochs_to_the_best(problem, trial)
+    loss, net = found[-1]
+    x, y = problem.sides["dev"]
+    assert len(found) == epoch(trial)
+    assert F.cross_entropy(net.eval()(x), y).item() == loss == trial.value

@@ -69,8 +69,9 @@ def brute_force_bits(model, packed, context, bos):
     return bits / packed.bytes
 
 
+@pytest.mark.parametrize("context", [16, 15])
 @pytest.mark.parametrize("count", [5, 16, 17, 24, 25, 90])
-def test_bits_per_byte_scores_every_token_once(tmp_path, tiny_model, count):
+def test_bits_per_byte_scores_every_token_once(tmp_path, tiny_model, count, context):
     """Equation eq-bpb."""
     draw = np.random.default_rng(count)
     tokens = draw.integers(1, 64, count)
@@ -79,11 +80,11 @@ def test_bits_per_byte_scores_every_token_once(tmp_path, tiny_model, count):
     packed = Packed.open(tmp_path / "x.bin")
     tiny_model.eval()
     with torch.no_grad():
-        expected = brute_force_bits(tiny_model, packed, 16, 0)
-    scores = [evaluate.bits_per_byte(tiny_model, packed, 16, FLOAT32, batch_rows=rows) for rows in (1, 3, 64)]
+        expected = brute_force_bits(tiny_model, packed, context, 0)
+    scores = [evaluate.bits_per_byte(tiny_model, packed, context, FLOAT32, batch_rows=rows) for rows in (1, 3, 64)]
     with pytest.MonkeyPatch.context() as patch:  # a vocabulary too large for more than a row at once
         patch.setattr(evaluate, "MAX_LOGITS", 16 * tiny_model.config.vocab_size + 1)
-        scores.append(evaluate.bits_per_byte(tiny_model, packed, 16, FLOAT32))
+        scores.append(evaluate.bits_per_byte(tiny_model, packed, context, FLOAT32))
     assert scores == pytest.approx([expected] * 4, rel=1e-6)
 
 
@@ -141,9 +142,35 @@ def test_greedy_generation_is_the_argmax_chain(saved, cpu):
     assert drawn != expected
 
 
-def test_a_missing_model_is_said(tmp_path, cpu):
+def test_without_a_token_for_the_beginning_an_empty_prompt_begins_at_the_end_of_the_text_before(saved, cpu):
+    from tokenizers import processors
+
+    model, tokenizer = sample.load(saved, cpu)
+    tokenizer._tokenizer.post_processor = processors.Sequence([])  # adds nothing, as GPT-2's
+    assert tokenizer("").input_ids == []
+    first = torch.tensor([[sample.beginning(tokenizer)]])
+    expected = model.generate(first, attention_mask=torch.ones_like(first), max_new_tokens=5, do_sample=False)
+    found = sample.generate(model, tokenizer, [""], max_new_tokens=5, temperature=0)
+    assert found == [tokenizer.decode(expected[0, 1:], skip_special_tokens=True)]
+
+
+def test_a_missing_model_and_one_that_writes_nothing_are_said(saved, cpu):
     with pytest.raises(CourseError, match="no model in"):
-        sample.load(tmp_path, cpu)
+        sample.load(saved / "tokenizer", cpu)
+    for kind in ("modernbert", "bert"):
+        models.build(kind, models.Size(32, 2, 2, 300, 64), models.Tokens(300)).save_pretrained(saved / kind)
+        with pytest.raises(CourseError, match="which writes no text. Give a decoder"):
+            sample.load(saved / kind, cpu)
+
+
+def test_a_model_that_tells_tokens_apart_predicts_none(saved, cpu):
+    """ELECTRA's discriminator would be given an output layer drawn at random."""
+    from transformers import ElectraConfig, ElectraForPreTraining
+
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    ElectraForPreTraining(ElectraConfig(vocab_size=300, embedding_size=32, **shape)).save_pretrained(saved / "e")
+    with pytest.raises(CourseError, match="predicts no tokens"):
+        judge.load(saved / "e", cpu)
 
 
 @pytest.mark.parametrize("flops", [1e13, 3.4e19, 5.76e23])
@@ -247,7 +274,7 @@ def test_the_committed_decoder_scores_what_its_record_says(cpu):
 def test_documents_begin_with_what_the_tokenizer_has(marks, first):
     tokenizer = SimpleNamespace(**dict(zip(("bos_token_id", "cls_token_id", "eos_token_id"), marks, strict=True)))
     if first is not None:
-        assert judge._beginning(tokenizer) == first
+        assert sample.beginning(tokenizer) == first
     else:
         with pytest.raises(CourseError, match="neither begin nor end of a text"):
-            judge._beginning(tokenizer)
+            sample.beginning(tokenizer)

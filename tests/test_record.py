@@ -44,6 +44,12 @@ def test_a_name_in_use_missing_or_damaged_is_an_error(tmp_path):
         Run.open(tmp_path / "a")
 
 
+def test_of_two_that_begin_at_once_one_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(Run, "acquire", lambda run: False)  # the other one was faster
+    with pytest.raises(CourseError, match="Another process has just begun"):
+        Run.begin(Config(), tmp_path, "a")
+
+
 def test_run_json_is_for_people_too(tmp_path):
     text = (Run.create(tmp_path / "a", {"corpus": "影评"}).folder / "run.json").read_text(encoding="utf-8")
     assert "影评" in text

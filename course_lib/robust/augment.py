@@ -80,7 +80,9 @@ class EDA:
     thesaurus: str = ""  # a JSON file; empty: neighbours in film reviews
 
     def rewrite(self, texts: list[str], random: Random) -> list[str]:
-        """Words are what stands between spaces."""
+        """Words are what stands between spaces. Raises CourseError where most texts have none."""
+        if sum(" " in text.strip() for text in texts) <= len(texts) / 2:
+            raise CourseError("eda and synonym exchange words between spaces, and these texts have none. Try masked.")
         near = thesaurus.load(self.thesaurus)
         return [" ".join(self._edit(text.split(), near, random)) for text in texts]
 
@@ -155,9 +157,10 @@ class Masked:
 def _words(tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
     """Which tokens begin a word and are letters only, and which continue one; both (vocab,)."""
     pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    spaced = any(piece.startswith("Ġ") for piece in pieces)  # byte-level BPE; WordPiece marks what continues a word
-    starts = [(p[1:] if p.startswith("Ġ") else "") if spaced else p for p in pieces]
-    goes_on = [p[:1].isalpha() and p[:1] != "Ġ" if spaced else p.startswith("##") for p in pieces]
+    # Byte-level BPE and SentencePiece mark what begins a word, WordPiece what continues one.
+    mark = next((mark for mark in "Ġ▁" if any(piece.startswith(mark) for piece in pieces)), "")
+    starts = [(p[1:] if p.startswith(mark) else "") if mark else p for p in pieces]
+    goes_on = [p[:1].isalpha() and p[:1] != mark if mark else p.startswith("##") for p in pieces]
     return np.array([p.isalpha() for p in starts]), np.array(goes_on)
 
 

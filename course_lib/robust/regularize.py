@@ -19,6 +19,7 @@ from course_lib.objectives import IGNORE, Batch, Objective
 from course_lib.peft import base
 
 Losses = dict[str, torch.Tensor]
+LIFT = 2.0**10  # only the direction of a gradient counts, and in float16 that of a text learnt by heart would be zero
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,22 @@ class RDrop:
     alpha: float = 1.0
 
     def around(self, model: Any, objective: Objective) -> Objective:
-        """Raises CourseError for heads that have no class probabilities."""
+        """Raises CourseError for heads that have no class probabilities, and where both passes would be the same."""
         if "classification" not in objective.weights:
             raise CourseError("rdrop compares class probabilities, so it is for heads with one class a text or word.")
+        if not _drops(model):
+            raise CourseError("rdrop needs dropout, and this model has none. Ask for dropout+rdrop.")
         return Consistent(objective, self.alpha)
+
+
+def _drops(model: Any) -> bool:
+    """Whether two forwards of it while it trains differ: by configuration, modules, adapters, or `Dropout` above."""
+    rates = [rate for name, rate in model.config.to_dict().items() if "drop" in name and isinstance(rate, float)]
+    modules = list(model.modules())
+    rates += [module.p for module in modules if isinstance(module, nn.Dropout)]
+    rates += [module.dropout for module in modules if isinstance(getattr(module, "dropout", None), float)]
+    hooks = (hook for module in modules for hook in module._forward_hooks.values())
+    return any(rate > 0 for rate in rates) or any(isinstance(getattr(h, "__self__", None), Dropout) for h in hooks)
 
 
 class Consistent:
@@ -134,16 +147,16 @@ class Shift:
     def climb(self, loss: torch.Tensor, length: float, radius: float) -> None:
         """Move every text's δ by `length` along its gradient, and back into the ball of `radius`."""
         assert self.delta is not None
-        (gradient,) = torch.autograd.grad(loss, self.delta, retain_graph=True)
+        (gradient,) = torch.autograd.grad(loss * LIFT, self.delta, retain_graph=True)
         delta = self.delta.detach() + length * _unit(gradient)
         norm = delta.norm(dim=(1, 2), keepdim=True)
         self.delta = (delta * (radius / norm.clamp(min=radius))).requires_grad_()
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:
-    """Every text's part at length 1; where nothing pulls, zero."""
+    """Every text's part at length 1; where nothing pulls, or more than the numbers hold, zero."""
     norm = x.norm(dim=(1, 2), keepdim=True)
-    return torch.where(norm > 0, x / norm, 0)
+    return torch.where((norm > 0) & norm.isfinite(), x / norm, 0)
 
 
 @contextlib.contextmanager
@@ -165,6 +178,7 @@ class FGM:
 
     def around(self, model: Any, objective: Objective) -> Objective:
         """Twice the cost."""
+        _above_zero("fgm", epsilon=self.epsilon)
         return Adversarial(objective, self.epsilon, self.epsilon, 1)
 
 
@@ -178,15 +192,29 @@ class PGD:
 
     def around(self, model: Any, objective: Objective) -> Objective:
         """`steps` + 1 times the cost."""
+        _above_zero("pgd", epsilon=self.epsilon, step=self.step, steps=self.steps)
         return Adversarial(objective, self.epsilon, self.step, self.steps)
+
+
+def _above_zero(name: str, **settings: float) -> None:
+    for setting, value in settings.items():
+        if value <= 0:
+            raise CourseError(f"{name}:{setting} is above 0, not {value}.")
 
 
 REGULARIZERS: dict[str, Any] = {"dropout": Dropout, "rdrop": RDrop, "fgm": FGM, "pgd": PGD}
 
 
 def parse(text: str) -> list[Any]:
-    """`dropout:rate=0.1+rdrop` → settings, from the inside outward; none if it is empty."""
-    return [spec.parse(part, "regularizer", REGULARIZERS) for part in text.split("+")] if text else []
+    """`dropout:rate=0.1+rdrop` → settings, from the inside outward; none if it is empty.
+
+    Raises CourseError for one that is named twice, and for two attacks: only the outer one would count.
+    """
+    found = [spec.parse(part, "regularizer", REGULARIZERS) for part in text.split("+")] if text else []
+    kinds = ["an attack" if isinstance(settings, FGM | PGD) else type(settings).__name__ for settings in found]
+    if twice := next((kind for kind in kinds if kinds.count(kind) > 1), None):
+        raise CourseError(f"'{text}' asks for {twice.lower()} twice. Choose one.")
+    return found
 
 
 def around(model: Any, objective: Objective, text: str) -> Objective:

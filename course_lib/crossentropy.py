@@ -47,14 +47,13 @@ def smooth(labels: torch.Tensor, classes: int, epsilon: float) -> torch.Tensor:
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, epsilon: float = 0.0) -> torch.Tensor:
-    """Σ over targets of log Σ exp z − ⟨target, z⟩; equation eq-ce. (targets, classes), (targets,) → scalar.
+    """Σ over targets of log Σ exp z − ⟨target, z⟩; equation eq-ce. Finite (targets, classes), (targets,) → scalar.
 
     Labels that are `IGNORE` add nothing. `epsilon` smooths the target.
     """
     logits, labels = logits[labels != IGNORE], labels[labels != IGNORE]
     target = smooth(labels, logits.size(-1), epsilon).to(logits.dtype)
-    counted = torch.where(target > 0, target * logits, 0)  # 0 · (−∞) would be no number
-    return (log_sum_exp(logits) - counted.sum(-1)).sum()
+    return (log_sum_exp(logits) - (target * logits).sum(-1)).sum()
 
 
 def cross_entropy_gradient(logits: torch.Tensor, labels: torch.Tensor, epsilon: float = 0.0) -> torch.Tensor:

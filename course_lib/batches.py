@@ -48,11 +48,12 @@ class Mask:
         order[ids < self.specials] = -1.0  # chosen last
         order[:, 0] = -2.0  # the hybrid predicts from the position before
         positions = order.topk(k, dim=1).indices  # (rows, k)
-        labels = ids.gather(1, positions)
-        labels[labels < self.specials] = IGNORE  # a row of little but specials
+        true = ids.gather(1, positions)
+        special = true < self.specials  # in a row of little else
         fate = torch.rand(positions.shape, generator=self.generator)
         random = torch.randint(self.specials, self.vocab_size, positions.shape, generator=self.generator)
-        shown = torch.where(fate < 0.8, self.mask, torch.where(fate < 0.9, random, ids.gather(1, positions)))
+        shown = torch.where(fate < 0.8, self.mask, torch.where(fate < 0.9, random, true)).where(~special, true)
+        labels = true.masked_fill(special, IGNORE)
         return {"input_ids": ids.scatter(1, positions, shown), "positions": positions, "labels": labels}
 
 
@@ -67,6 +68,7 @@ class SentencePairs:
         length = rows.size(1) - 1
         first, second = (length - 3) // 2, length - 3 - (length - 3) // 2
         is_next = torch.rand(len(rows), generator=self.inner.generator) < 0.5
+        is_next |= len(rows) == 1  # there is no other row
         follows = rows[:, first : first + second]
         # Any other row, each its own draw: the row before is often the same document, wherever rows come in order.
         steps = torch.randint(1, max(2, len(rows)), (len(rows),), generator=self.inner.generator)

@@ -1,6 +1,7 @@
 """Checkpoints that survive a kill at any moment, and the request to stop that leads to one.
 
-Each is a folder `step-NNNNNNNN` that appears complete or not at all; the two newest are kept. Tensors go into
+Each is a folder `step-NNNNNNNN` (a `+` behind it: written again) that appears complete or not at all; the two newest
+are kept. Tensors go into
 safetensors, the rest into JSON: nothing is unpickled when a run is resumed.
 """
 
@@ -26,17 +27,18 @@ KEEP = 2
 def save(folder: Path, step: int, state: dict[str, Any]) -> None:
     """Write `state`, a tree of dicts, lists, numbers, strings and tensors, as the checkpoint after `step` steps.
 
-    One that is there gives way: it may be damaged, or older than the average that ends a run.
+    One that is there stays until this one is whole: it may be damaged, or older than the average that ends a run.
     """
     tensors: dict[str, torch.Tensor] = {}
     tree = _strip(state, tensors)
     target = folder / f"step-{step:08d}"
+    while target.exists():
+        target = target.with_name(f"{target.name}+")
     with new_folder(target) as scratch:
         save_file(tensors, scratch / "tensors.safetensors")
         with (scratch / "tensors.safetensors").open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         (scratch / "state.json").write_text(json.dumps({"sha256": digest, "state": tree}), encoding="utf-8")
-        shutil.rmtree(target, ignore_errors=True)
     for old in _all(folder)[:-KEEP]:
         shutil.rmtree(old)
 

@@ -24,7 +24,7 @@ from course_lib.objectives import Batch, Objective
 
 def start(kind: str) -> None:
     """Join the group that `torchrun` made, if it did. `kind`: the device kind, which decides the back end."""
-    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+    if {"RANK", "WORLD_SIZE"} <= os.environ.keys() and not dist.is_initialized():  # some clusters set one of them
         if kind == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         # The others wait while the first prepares a large text.

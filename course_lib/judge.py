@@ -14,7 +14,7 @@ from course_lib.device import Device
 from course_lib.errors import CourseError
 from course_lib.precision import Precision
 from course_lib.storage import model_folder
-from course_lib.tokenizer import encode
+from course_lib.tokenizer import beginning, encode
 
 ENOUGH_BYTES = 2_000_000  # of training text are prepared; the held-out side does not depend on it
 
@@ -39,11 +39,12 @@ def on_corpus(folder: Path, corpus: str, encoding: str, where: Device) -> dict[s
     packed = _with(tokenizer, data.held_out_documents())
     context, policy = model.config.max_position_embeddings, Precision.for_device(where)
     if causal:
-        return {"bits_per_byte": evaluate.bits_per_byte(model, packed, context, policy, sample.beginning(tokenizer))}
+        return {"bits_per_byte": evaluate.bits_per_byte(model, packed, context, policy, beginning(tokenizer))}
     if sorted(tokenizer.all_special_ids) != list(range(len(tokenizer.all_special_ids))):
         raise CourseError(f"Masks can only be drawn for tokenizers whose special tokens come first; {folder}'s do not.")
     recipe = recipes.get("mlm")
-    fixed = recipes.evaluation_transform(recipe, tokenizer)
+    (fixed,) = recipes.evaluation_transforms(recipe, tokenizer)
+    context = min(context, len(packed.tokens) - 1)  # a row and the token after it
     return {"mlm_loss": evaluate.losses(model, recipe.objective, fixed, packed, context, policy)["mlm"]}
 
 
@@ -56,6 +57,6 @@ def on_pairs(folder: Path, pairs_folder: Path, where: Device) -> dict[str, float
 def _with(tokenizer: Any, documents: list[str]) -> Packed:
     """The documents as one stream of another tokenizer's tokens, each after a BOS."""
     ids = encode(tokenizer, documents)
-    bos = sample.beginning(tokenizer)
+    bos = beginning(tokenizer)
     stream = [row if row[:1] == [bos] else [bos, *row] for row in ids]
     return Packed(np.concatenate(stream), len(documents), sum(len(text.encode()) for text in documents))

@@ -47,7 +47,8 @@ def train(
     stop by leaving its `for`; what must not count as training goes under `budget.paused()`.
     """
     device = next(model.parameters()).device
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    learning = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    parameters = [p for p in model.parameters() if id(p) in learning]  # of which some may thaw later
     budget.clock.start()
     skipped, fitting = 0, 2**31
     for micro_batches in batches:

@@ -163,9 +163,12 @@ class ReplacedTokens:
         mlm = token_loss(generator, picked, batch["labels"].flatten())
         with torch.no_grad():
             guesses = torch.distributions.Categorical(logits=token_logits(generator, picked).float()).sample()
-        guesses = guesses.view_as(batch["labels"])  # (rows, k)
-        filled = batch["input_ids"].scatter(1, batch["positions"], guesses)
-        original = batch["input_ids"].scatter(1, batch["positions"], batch["labels"])
+        asked = batch["labels"] != IGNORE  # (rows, k); what was not hidden stays
+        shown = batch["input_ids"].gather(1, batch["positions"])
+        filled, original = (
+            batch["input_ids"].scatter(1, batch["positions"], tokens.where(asked, shown))
+            for tokens in (guesses.view_as(shown), batch["labels"])
+        )
         logits = discriminator(input_ids=filled).logits.squeeze(-1).float()  # (rows, length)
         replaced = (filled != original).float()
         return {"mlm": mlm, "rtd": F.binary_cross_entropy_with_logits(logits, replaced, reduction="sum")}
@@ -267,8 +270,8 @@ class SpanEnds:
 class Penalized:
     """Another objective and a penalty on the weights, `weight` times once a step.
 
-    The penalty is a term with one target a micro-batch, so the loop's mean over targets makes it count once, however
-    many micro-batches and processes there are.
+    The penalty is a term with one target a row, so the loop's mean over targets makes it count once, however the step
+    is cut into micro-batches and shared by processes.
     """
 
     def __init__(self, objective: Objective, penalty: Callable[[PreTrainedModel], torch.Tensor], weight: float):
@@ -276,9 +279,9 @@ class Penalized:
         self.weights = {**objective.weights, "penalty": weight}
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        """The objective's own, and one."""
-        return {**self.objective.counts(batch), "penalty": 1}
+        """The objective's own, and rows."""
+        return {**self.objective.counts(batch), "penalty": len(batch["input_ids"])}
 
     def __call__(self, model: PreTrainedModel, batch: Batch) -> dict[str, torch.Tensor]:
-        """The objective's own sums, and the penalty."""
-        return {**self.objective(model, batch), "penalty": self.penalty(model)}
+        """The objective's own sums, and the penalty for each row."""
+        return {**self.objective(model, batch), "penalty": self.penalty(model) * len(batch["input_ids"])}

@@ -10,9 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from course_lib.data import files
 from course_lib.errors import CourseError
-from course_lib.models import token_logits
 from course_lib.objectives import IGNORE
-from course_lib.tokenizer import encode
+from course_lib.tokenizer import beginning, encode
 
 GOOD, BAD = "sentence_good", "sentence_bad"
 
@@ -59,12 +58,13 @@ def log_likelihoods(
     sums = torch.zeros(len(sentences), dtype=torch.float64)
     for at in range(0, len(questions), batch_rows):
         owners, rows, labels = zip(*questions[at : at + batch_rows], strict=True)
-        ids = pad_sequence(list(rows), batch_first=True, padding_value=tokenizer.pad_token_id).to(device)
+        ids = pad_sequence(list(rows), batch_first=True, padding_value=tokenizer.pad_token_id or 0).to(device)
         wanted = pad_sequence(list(labels), batch_first=True, padding_value=IGNORE).to(device)  # (rows, length)
         seen = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device)
-        hidden = model.base_model(input_ids=ids, attention_mask=seen).last_hidden_state
         asked = wanted != IGNORE
-        logits = token_logits(model, hidden[asked]).cpu().double()  # (asked, vocab); not every device has 64 bits
+        # The model's own, whoever made it: some scale or cap their logits.
+        logits = model(input_ids=ids, attention_mask=seen).logits[asked]  # (asked, vocab)
+        logits = logits.cpu().double()  # not every device has 64 bits
         wanted, asked = wanted.cpu(), asked.cpu()
         scores = logits.log_softmax(-1).gather(1, wanted[asked][:, None]).squeeze(1)
         owner = torch.tensor(owners)[:, None].expand_as(wanted)[asked]
@@ -76,9 +76,9 @@ def _questions(
     tokenizer: PreTrainedTokenizerFast, sentences: list[str], causal: bool
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """(sentence, input ids, labels): labels are `IGNORE` where nothing is asked. One a sentence, or one a token."""
-    longest = tokenizer.model_max_length
+    longest, bos = tokenizer.model_max_length, beginning(tokenizer)
     for number, ids in enumerate(encode(tokenizer, sentences)):
-        row = torch.tensor(ids)
+        row = torch.tensor(ids if ids[:1] == [bos] else [bos, *ids])
         if len(row) > longest:
             raise CourseError(f"A sentence has {len(row)} tokens, the model's context only {longest}.")
         if causal:

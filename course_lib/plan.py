@@ -59,6 +59,7 @@ def matmul_flops(device: Device, repeats: int = 8) -> float:
     return 2 * width**3 / best
 
 
+@torch.random.fork_rng()  # a run that goes on does not probe, and must draw the same numbers
 def probe(
     model: nn.Module,
     objective: Objective,

@@ -57,8 +57,8 @@ def pretrain(
     started = time.monotonic() if started is None else started
     progress.hush_transformers()
     where, fetching = device.pick(config.device), Timer()
+    distributed.start(where.kind)  # first: it says which card is this process's
     settings = resolve(config, where)
-    distributed.start(where.kind)
     training.step_rows(settings)  # an error before anything is made
     log = log if distributed.rank() == 0 else _silent
     with fetching("fetch"):
@@ -218,7 +218,7 @@ def _plan(state: Training, settings: Config, data: prepare.Prepared, started: fl
     rows = next(iter(cast(pack.Loader, state.loader)))
     state.loader.position.row = 0  # the probe does not count
     recipe = recipes.get(settings.objective)
-    transform = recipes.evaluation_transform(recipe, data.tokenizer)
+    transform, *_ = recipes.evaluation_transforms(recipe, data.tokenizer)  # a hybrid's larger step
     batch = transform(rows[distributed.rank() :: distributed.world_size()], 0.0)
     # A masked objective applies the head to the hidden tokens only.
     head_share = 1.0 if recipe.causal else (settings.mask_start + settings.mask_end) / 2

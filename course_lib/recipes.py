@@ -81,7 +81,8 @@ def transform(settings: Config, recipe: Recipe, tokenizer: Any, generator: torch
     return recipe.transform(mask, token_ids(tokenizer))
 
 
-def evaluation_transform(recipe: Recipe, tokenizer: Any, seed: int = 0) -> Transform:
-    """The same at a fixed 15 % and with a fixed seed, whatever the training used."""
+def evaluation_transforms(recipe: Recipe, tokenizer: Any, seed: int = 0) -> list[Transform]:
+    """The same at a fixed 15 % and with a fixed seed, whatever the training used; one for each kind of step."""
     fixed = Config(mask_start=0.15, mask_end=0.15)
-    return transform(fixed, recipe, tokenizer, torch.Generator().manual_seed(seed))
+    found = transform(fixed, recipe, tokenizer, torch.Generator().manual_seed(seed))
+    return [next_tokens, found.inner] if isinstance(found, Alternate) else [found]

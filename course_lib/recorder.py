@@ -70,10 +70,11 @@ def _evaluate_if_due(row: dict[str, Any], run: Run, state: Training, score: Scor
     every, metric, patience = (run.info["settings"][name] for name in ("evaluate_every", "metric", "patience"))
     # Rank 0's clock: if the processes disagreed here, one would stop early and the others wait for it.
     now_at = distributed.from_rank_0(state.budget.progress, next(state.model.parameters()).device)
-    if not every or int(now_at / every) == int(row["progress"] / every):
+    reached = lambda progress: int(progress / every + 1e-9)  # 0.3 / 0.1 is 2.9999…
+    if not every or reached(now_at) == reached(row["progress"]):
         return True
     with timer("evaluate"), state.budget.paused():
-        row["valid"] = score()
+        row["valid"] = distributed.share(score())  # cards round differently, and all must stop together
     if metric not in row["valid"]:
         raise CourseError(f"There is no metric '{metric}', only {', '.join(row['valid'])}.")
     return training.improved(state, metric, row["valid"][metric], patience)
@@ -100,7 +101,8 @@ class Recorder:
         worked = (time.process_time() - self.last_cpu) / torch.get_num_threads()
         assert self.state.budget
         if self.state.average:
-            self.state.average.update(self.state.budget.progress)
+            device = next(self.state.model.parameters()).device
+            self.state.average.update(distributed.from_rank_0(self.state.budget.progress, device))
         if step.shrunk:
             self.run.update(plan=self.run.info["plan"] | {"micro_rows": step.shrunk})
             self.log(f"Memory ran out in step {self.state.step}: repeated, and going on, {step.shrunk} rows at once.")

@@ -17,6 +17,7 @@ from course_lib import progress
 from course_lib.device import Device
 from course_lib.errors import CourseError
 from course_lib.storage import model_folder
+from course_lib.tokenizer import beginning
 
 
 def load(folder: Path, device: Device) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -33,15 +34,6 @@ def load(folder: Path, device: Device) -> tuple[PreTrainedModel, PreTrainedToken
 def is_causal(architecture: str) -> bool:
     """Whether a stock class of this name predicts the next token."""
     return "CausalLM" in architecture or "LMHead" in architecture
-
-
-def beginning(tokenizer: Any) -> int:
-    """The token that stands before a document; where there is none, the end of the one before."""
-    marks = (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.eos_token_id)
-    found = next((mark for mark in marks if mark is not None), None)
-    if found is None:
-        raise CourseError("The tokenizer marks neither begin nor end of a text, so documents cannot be told apart.")
-    return int(found)
 
 
 @torch.no_grad()
@@ -61,9 +53,9 @@ def generate(
     """
     model.eval()
     torch.manual_seed(seed)
-    choice = (
-        {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
-    )
+    choice: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:  # transformers would keep the 50 likeliest tokens only
+        choice = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     room = model.config.max_position_embeddings - max_new_tokens
     if room < 1:
         raise CourseError(

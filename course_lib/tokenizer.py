@@ -7,6 +7,7 @@ objectives.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from tokenizers import (
     Regex,
@@ -97,13 +98,32 @@ def train(kind: str, texts: Texts, vocab_size: int, context: int, exact: bool = 
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
-    """Ids of each text after its BOS, on all cores. `<|bos|>` typed in a text is seven characters, not the token."""
+    """Ids of each text after its BOS, on all cores. `<|bos|>` typed in a text is seven characters, not the token.
+
+    Whole texts and nothing else: a tokenizer remembers the truncation and padding of its last call, and stores them.
+    """
     backend = tokenizer.backend_tokenizer
-    before, backend.encode_special_tokens = backend.encode_special_tokens, True
+    before, cut, padded = backend.encode_special_tokens, backend.truncation, backend.padding
+    backend.encode_special_tokens = True
+    backend.no_truncation()
+    backend.no_padding()
     try:
         return [encoding.ids for encoding in backend.encode_batch_fast(texts)]
     finally:
         backend.encode_special_tokens = before
+        if cut:
+            backend.enable_truncation(**cut)
+        if padded:
+            backend.enable_padding(**padded)
+
+
+def beginning(tokenizer: Any) -> int:
+    """The token that stands before a document; where there is none, the end of the one before."""
+    marks = (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.eos_token_id)
+    found = next((mark for mark in marks if mark is not None), None)
+    if found is None:
+        raise CourseError("The tokenizer marks neither begin nor end of a text, so documents cannot be told apart.")
+    return int(found)
 
 
 @dataclass(frozen=True)

@@ -181,11 +181,12 @@ def steps(training: Training, settings: Config, tokenizer: Any, micro_rows: int)
 def score(training: Training, settings: Config, data: prepare.Prepared) -> dict[str, float]:
     """Held-out losses of every term at a fixed mask rate, and bits per byte if the model is causal."""
     recipe, tokenizer = recipes.get(settings.objective), data.tokenizer
-    fixed = recipes.evaluation_transform(recipe, tokenizer)
     model, valid, context, precision = training.model, data.valid, settings.context, training.precision
     with distributed.whole_weights(training.objective):
-        losses = evaluate.losses(model, recipe.objective, fixed, valid, context, precision)
-        found = {f"{term}_loss": round(loss, 4) for term, loss in losses.items()}
+        found = {}
+        for fixed in recipes.evaluation_transforms(recipe, tokenizer):
+            losses = evaluate.losses(model, recipe.objective, fixed, valid, context, precision)
+            found |= {f"{term}_loss": round(loss, 4) for term, loss in losses.items()}
         if recipe.causal:
             bits = evaluate.bits_per_byte(model, valid, context, precision, tokenizer.bos_token_id)
             found["bits_per_byte"] = round(bits, 4)

@@ -55,6 +55,12 @@ def test_special_tokens_are_never_hidden():
     batch = mask(0.5)(rows, 0.0)
     assert not ((batch["labels"] >= 0) & (batch["labels"] < SPECIALS)).any()
     assert (batch["labels"][0] == IGNORE).all()
+    assert (batch["input_ids"][0] == 0).all(), "nor replaced, where a row has nothing else"
+
+
+def test_the_only_row_of_a_step_is_followed_by_its_own_half():
+    rows, made = rows_of(1), SentencePairs(mask(0.01), bos=0, sep=1)
+    assert all(made(rows, 0.0)["is_next"].all() for _ in range(20))
 
 
 def test_the_rate_follows_progress():

@@ -84,11 +84,25 @@ def test_the_last_state_of_a_step_counts(tmp_path):
     checkpoint.save(tmp_path, 1, STATE)
     checkpoint.save(tmp_path, 1, STATE | {"step": 4})
     assert checkpoint.load(tmp_path, print)["step"] == 4
-    (tmp_path / "step-00000001" / "tensors.safetensors").write_bytes(b"cut")
-    assert checkpoint.load(tmp_path, lambda message: None) is None
+    (tmp_path / "step-00000001+" / "tensors.safetensors").write_bytes(b"cut")
+    assert checkpoint.load(tmp_path, lambda message: None)["step"] == 3, "the one before it"
+    checkpoint.save(tmp_path, 1, STATE | {"step": 5})
+    assert checkpoint.load(tmp_path, print)["step"] == 5
+    assert len(list(tmp_path.iterdir())) == 2
+    checkpoint.save(tmp_path, 2, STATE | {"step": 6})
+    assert checkpoint.load(tmp_path, print)["step"] == 6
+
+
+def test_a_kill_while_a_step_is_written_again_leaves_what_was_there(tmp_path, monkeypatch):
     checkpoint.save(tmp_path, 1, STATE)
+
+    def killed(folder):
+        raise SystemExit
+
+    monkeypatch.setattr(storage, "sync", killed)
+    with pytest.raises(SystemExit):
+        checkpoint.save(tmp_path, 1, STATE | {"step": 4})
     assert checkpoint.load(tmp_path, print)["step"] == 3
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
 def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):

@@ -41,10 +41,10 @@ def folder(request, tmp_path):
     return pretrained(tmp_path / request.param, request.param)
 
 
-def pretrained(folder, architecture):
+def pretrained(folder, architecture, context=64):
     torch.manual_seed(0)
-    tokenizer = tokenizers.train("byte-bpe", [f"{make_text(i)} wonderful terrible" for i in range(50)], 320, 64)
-    shape = models.Size(hidden=32, layers=2, heads=2, vocab=320, context=64)
+    tokenizer = tokenizers.train("byte-bpe", [f"{make_text(i)} wonderful terrible" for i in range(50)], 320, context)
+    shape = models.Size(hidden=32, layers=2, heads=2, vocab=320, context=context)
     model = models.build(architecture, shape, recipes.token_ids(tokenizer))
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
@@ -334,6 +334,8 @@ def test_any_model_is_scored_on_the_same_bytes(corpus_file, tmp_path, cpu, capsy
     assert json.loads(capsys.readouterr().out)["bits_per_byte"] == pytest.approx(expected, rel=1e-5)
     encoder = pretrained(tmp_path / "e", "modernbert")
     assert judge.on_corpus(encoder, str(corpus_file), "utf-8", cpu)["mlm_loss"] == pytest.approx(np.log(320), rel=0.1)
+    long = pretrained(tmp_path / "l", "modernbert", context=8192)  # reads more at once than is held out
+    assert judge.on_corpus(long, str(corpus_file), "utf-8", cpu)["mlm_loss"] == pytest.approx(np.log(320), rel=0.1)
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "modernbert"])

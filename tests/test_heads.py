@@ -433,6 +433,14 @@ def test_both_texts_of_a_pair_stand_in_one_row_each_of_its_own_type(tmp_path):
     assert types == [0] * (1 + ids.index(tokenizer.sep_token_id)) + [1] * types.count(1)
 
 
+def test_a_row_too_short_for_a_question_is_refused_in_a_sentence(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(pretrained(tmp_path / "m") / "model")
+    side = labelled.Labelled([("who saw Bob Lee", "Bob Lee saw " * 20)], [[0, 7]])
+    with pytest.raises(CourseError, match="--max-length 15 has no room for question and context. Give it 16 or more"):
+        registry.get("span").rows(tokenizer, side, 15, 8)
+    assert len(registry.get("span").rows(tokenizer, side, 16, 8).ids) > 3
+
+
 @pytest.mark.parametrize(("how", "least"), [("none", 0), ("embeddings", 1), ("bottom-1", 2), ("body", 3)])
 def test_frozen_weights_do_not_move(how, least, conll, tmp_path):
     folder = pretrained(tmp_path / "m")

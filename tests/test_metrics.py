@@ -1,5 +1,6 @@
 """Scores and comparisons, against closed forms and other libraries."""
 
+import copy
 import json
 
 import numpy as np
@@ -141,6 +142,27 @@ def test_log_likelihoods_are_sums_over_tokens_whatever_the_batch(words, causal):
     for rows in (1, 3, 64):
         again = pairs.log_likelihoods(model, words, sentences, causal, batch_rows=rows)
         torch.testing.assert_close(again, found, rtol=1e-9, atol=0)
+
+
+def test_a_models_own_logits_count_and_a_sentence_begins_where_its_tokenizer_says(words):
+    """Granite scales its logits; a tokenizer as GPT-2's adds no mark and has no padding."""
+    from tokenizers import processors
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = GraniteConfig(vocab_size=len(words), num_key_value_heads=2, logits_scaling=8.0, **shape)
+    model = GraniteForCausalLM(config).eval().double()
+    bare = copy.deepcopy(words)
+    bare._tokenizer.post_processor = processors.Sequence([])
+    bare.pad_token = None
+    sentences = ["The film moves.", "The plot"]
+    row = lambda text: words(text)["input_ids"]
+    by_hand = [
+        sum(scored(model, row(text)[:at])[-1, row(text)[at]].item() for at in range(1, len(row(text))))
+        for text in sentences
+    ]
+    assert pairs.log_likelihoods(model, bare, sentences, causal=True).tolist() == pytest.approx(by_hand, rel=1e-9)
 
 
 def test_minimal_pairs_by_file(words, tiny_model, tmp_path, monkeypatch):

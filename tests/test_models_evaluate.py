@@ -18,6 +18,7 @@ from course_lib.heads import base as heads
 from course_lib.heads import registry
 from course_lib.objectives import CausalLM
 from course_lib.precision import Precision
+from course_lib.tokenizer import beginning
 from course_lib.tokenizer import train as train_tokenizer
 from tests.conftest import ROOT, make_text
 
@@ -136,10 +137,22 @@ def test_greedy_generation_is_the_argmax_chain(saved, cpu):
     assert write(temperature=1e-4, top_p=1.0) == expected
     torch.manual_seed(7)
     choice, ids = {"temperature": 3.0, "top_p": 0.5}, tokenizer("The film", return_tensors="pt").input_ids
-    stock = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, max_new_tokens=6, **choice)
+    every = {"attention_mask": torch.ones_like(ids), "top_k": 0}  # the stock default keeps the 50 likeliest
+    stock = model.generate(ids, do_sample=True, max_new_tokens=6, **every, **choice)
     drawn = write(seed=7, **choice)
     assert drawn[0] == tokenizer.decode(stock[0, ids.size(1) :], skip_special_tokens=True)
     assert drawn != expected
+
+
+def test_every_token_can_be_drawn(saved, cpu):
+    """The stock default keeps the 50 likeliest."""
+    model, tokenizer = sample.load(saved, cpu)
+    model.lm_head.weight.data.mul_(1e-3)  # nearly uniform
+    drawn = []
+    tokenizer.decode = lambda ids, **how: drawn.append(ids[:1].item()) or ""
+    for seed in range(120):
+        sample.generate(model, tokenizer, ["a"], max_new_tokens=1, temperature=1.0, top_p=1.0, seed=seed)
+    assert len(set(drawn)) > 60
 
 
 def test_without_a_token_for_the_beginning_an_empty_prompt_begins_at_the_end_of_the_text_before(saved, cpu):
@@ -148,7 +161,7 @@ def test_without_a_token_for_the_beginning_an_empty_prompt_begins_at_the_end_of_
     model, tokenizer = sample.load(saved, cpu)
     tokenizer._tokenizer.post_processor = processors.Sequence([])  # adds nothing, as GPT-2's
     assert tokenizer("").input_ids == []
-    first = torch.tensor([[sample.beginning(tokenizer)]])
+    first = torch.tensor([[beginning(tokenizer)]])
     expected = model.generate(first, attention_mask=torch.ones_like(first), max_new_tokens=5, do_sample=False)
     found = sample.generate(model, tokenizer, [""], max_new_tokens=5, temperature=0)
     assert found == [tokenizer.decode(expected[0, 1:], skip_special_tokens=True)]
@@ -274,7 +287,7 @@ def test_the_committed_decoder_scores_what_its_record_says(cpu):
 def test_documents_begin_with_what_the_tokenizer_has(marks, first):
     tokenizer = SimpleNamespace(**dict(zip(("bos_token_id", "cls_token_id", "eos_token_id"), marks, strict=True)))
     if first is not None:
-        assert sample.beginning(tokenizer) == first
+        assert beginning(tokenizer) == first
     else:
         with pytest.raises(CourseError, match="neither begin nor end of a text"):
-            sample.beginning(tokenizer)
+            beginning(tokenizer)

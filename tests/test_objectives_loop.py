@@ -246,6 +246,39 @@ def test_memory_that_runs_out_in_the_middle_of_a_run_changes_nothing(tiny_model)
     assert [s.shrunk for s in done] == [0, 0, 3, 0]
 
 
+def test_a_penalty_counts_once_when_memory_runs_out(tiny_model):
+    decay = lambda model: sum(p.square().sum() for p in model.parameters())
+    steps = [[batch_of(7, n, n)] for n in range(3)]
+    found, done = weights_after(tiny_model, steps, objectives.Penalized(OutOfMemoryAbove(2), decay, 0.1))
+    expected, plain = weights_after(tiny_model, steps, objectives.Penalized(CausalLM(), decay, 0.1))
+    assert done[0].shrunk == 2
+    assert (found - expected).abs().max() < 1e-10
+    assert [s.losses["penalty"] for s in done] == pytest.approx([s.losses["penalty"] for s in plain], rel=1e-6)
+    assert plain[0].losses["penalty"] == pytest.approx(decay(tiny_model).item(), rel=1e-5)
+
+
+def test_what_thaws_after_the_loop_was_entered_is_clipped_too(tiny_model):
+    """A notebook may leave the loop and enter it again with layers that are still frozen."""
+    late = [p for name, p in tiny_model.named_parameters() if "layers.0" in name]
+
+    class Thaws(CausalLM):
+        calls = 0
+
+        def __call__(self, model, batch):
+            self.calls += 1
+            for p in late:
+                p.requires_grad_(self.calls > 1)
+            return super().__call__(model, batch)
+
+    optimizer = torch.optim.SGD(tiny_model.parameters(), lr=0.0)
+    optimizer.param_groups[0]["initial_lr"] = 0.0
+    for p in late:
+        p.requires_grad_(False)
+    rest = ([optimizer], flat, FLOAT32, Budget(WorkClock(10**6)))
+    frozen, thawed = train(tiny_model, [[batch_of(2)]] * 2, Thaws(), *rest)
+    assert thawed.norm > 1.01 * frozen.norm
+
+
 def test_one_row_that_does_not_fit_says_what_to_change(tiny_model):
     with pytest.raises(CourseError, match="Not even one row fits into memory. Use a smaller --size or --context"):
         weights_after(tiny_model, [[batch_of(3)]], OutOfMemoryAbove(0))

@@ -140,6 +140,22 @@ def test_a_stopped_run_continues_to_the_same_weights(objective, steps, corpus_fi
     assert 0 < whole.info["result"]["cpu_share"] < 1.1
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_draws_the_same_numbers(corpus_file, tmp_path, monkeypatch):
+    """The plan is not made again, so its probe must leave the generator of random numbers alone."""
+    asked = config(corpus_file, objective="rtd", tokens=640)
+    whole = pretrain(asked, runs=tmp_path / "whole", log=lambda m: None)
+
+    def dies(*arguments):
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("course_lib.recorder.Recorder.after", dies)
+        with pytest.raises(RuntimeError, match="killed"):
+            pretrain(asked, runs=tmp_path / "parts", log=lambda m: None)
+    again = pretrain(asked, runs=tmp_path / "parts", log=lambda m: None)
+    assert same(weights(whole.folder), weights(again.folder))
+
+
 def newest(runs):
     return max((path.name for path in runs.glob("*/checkpoints/step-*")), default="")
 

@@ -18,6 +18,17 @@ MADE = {
 }
 
 
+@pytest.mark.parametrize("call", [{"truncation": True, "max_length": 4}, {"padding": "max_length", "max_length": 900}])
+def test_whole_texts_are_encoded_whatever_the_tokenizer_did_before(call):
+    made, texts = MADE["byte-bpe"], [make_text(1), make_text(2, 1)]
+    expected = tokenizer.encode(made, texts)
+    before = made(texts, **call)["input_ids"]
+    assert before != expected
+    assert tokenizer.encode(made, texts) == expected
+    assert made(texts, **call)["input_ids"] == before
+    made(texts, padding=False, truncation=False)
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.text())
 def test_byte_level_bpe_gives_every_text_back(text):

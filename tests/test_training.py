@@ -13,7 +13,7 @@ from transformers import AutoModel
 
 from course_lib import checkpoint, loggers, models, objectives, plan, recipes, recorder, schedule, training
 from course_lib import pretrain as pretraining
-from course_lib.budget import Budget, WallClock
+from course_lib.budget import Budget, WallClock, WorkClock
 from course_lib.errors import CourseError
 from course_lib.examples import Examples, Rows
 from course_lib.precision import Precision
@@ -89,6 +89,24 @@ def test_evaluating_and_saving_cost_no_budget(tiny_model, tmp_path, monkeypatch)
     assert state.step == 10
     assert len(scored) == 2
     assert time.now == 100 + 10 * 1 + 2 * 60 + 11 * 120
+
+
+@pytest.mark.parametrize(("steps", "every"), [(5, 0.2), (10, 0.1), (20, 0.05), (100, 0.1)])
+def test_every_share_of_the_budget_is_evaluated_once_and_in_time(steps, every, tiny_model, tmp_path):
+    """0.3 / 0.1 is 2.9999… in binary."""
+    run = Run.create(tmp_path / "r", {})
+    settings = {"evaluate_every": every, "metric": "clm_loss", "patience": 0, "log": ""}
+    run.update(settings=settings, plan={})
+    optimizer = torch.optim.SGD(tiny_model.parameters(), lr=0.0)
+    optimizer.param_groups[0]["initial_lr"] = 0.0
+    state = training.Training(
+        tiny_model, objectives.CausalLM(), [optimizer], Examples(Rows([[1]], [0]), 1, 0, 0), torch.Generator(),
+        Precision("cpu", torch.float32), {}, Budget(WorkClock(steps * 4)),
+    )  # fmt: skip
+    step, scored = [{"input_ids": torch.ones(1, 4).long(), "labels": torch.ones(1, 4).long()}], []
+    score = lambda: scored.append(state.step) or {"clm_loss": 1.0}
+    recorder.drive(run, state, itertools.repeat(step), lambda p: 1.0, score, Timer(), lambda m: None, save_every=1e9)
+    assert scored == list(range(round(steps * every), steps + 1, round(steps * every)))
 
 
 def test_patience_counts_evaluations_without_improvement():
@@ -248,7 +266,7 @@ def test_scores_do_not_depend_on_the_batch_size_or_disturb_the_rng(corpus_file, 
     before = torch.get_rng_state()
     found = [
         evaluate.losses(
-            model, recipe.objective, recipes.evaluation_transform(recipe, data.tokenizer), data.valid, 32,
+            model, recipe.objective, recipes.evaluation_transforms(recipe, data.tokenizer)[0], data.valid, 32,
             Precision("cpu", torch.float32), batch_rows,
         )
         for batch_rows in (7, 64)

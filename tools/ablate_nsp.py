@@ -104,7 +104,8 @@ def train(state: training.Training, settings: Config, data: prepare.Prepared) ->
 def nsp_accuracy(state: training.Training, settings: Config, data: prepare.Prepared) -> float:
     """Share of held-out pairs of which the model says rightly whether the second segment follows."""
     rows = torch.stack([data.valid.row(i, settings.context) for i in range(data.valid.rows(settings.context))])
-    batch = recipes.evaluation_transform(recipes.get("mlm+nsp"), data.tokenizer)(rows, 1.0)
+    (fixed,) = recipes.evaluation_transforms(recipes.get("mlm+nsp"), data.tokenizer)
+    batch = fixed(rows, 1.0)
     right = 0
     for part in split(batch, 64):
         body = state.model.base_model(input_ids=part["input_ids"], token_type_ids=part["token_type_ids"])

@@ -194,7 +194,7 @@ def score(model: Any, data: Prepared, context: int) -> float:
     if type(model).__name__ != "BertForMaskedLM":
         return round(evaluate.bits_per_byte(model, data.valid, context, policy, data.tokenizer.bos_token_id), 4)
     recipe = recipes.get("mlm")
-    fixed = recipes.evaluation_transform(recipe, data.tokenizer)
+    (fixed,) = recipes.evaluation_transforms(recipe, data.tokenizer)
     return round(evaluate.losses(model, recipe.objective, fixed, data.valid, 128, policy)["mlm"], 4)
 
 

@@ -18,6 +18,7 @@ from course_lib.heads import base
 
 LONGEST = 30  # tokens of an answer
 NOWHERE = [-1, -1]
+LEAST = 16  # tokens of a row: half for the question, then marks, and windows of the context
 
 
 class SpanHead(base.Head):
@@ -56,6 +57,8 @@ class SpanHead(base.Head):
 
     def rows(self, tokenizer: Any, side: labelled.Labelled, length: int, stride: int) -> Rows:
         """`places`: (item, {position in the row: characters of the context})."""
+        if length < LEAST:
+            raise CourseError(f"--max-length {length} has no room for question and context. Give it {LEAST} or more.")
         questions = [_shortened(tokenizer, question, length // 2) for question, _ in side.texts]
         found = tokenizer(
             questions,

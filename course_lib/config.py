@@ -10,6 +10,14 @@ def _option(default: Any, about: str) -> Any:
     return field(default=default, metadata={"help": about})
 
 
+def within(config: Any, **bounds: tuple[float, float]) -> None:
+    """Raise CourseError if a number is outside of its [low, high]."""
+    for name, (low, high) in bounds.items():
+        if not low <= (value := getattr(config, name)) <= high:
+            least = f"at least {low:g}" + (f" and at most {high:g}" if high < float("inf") else "")
+            raise CourseError(f"--{name.replace('_', '-')} is {least}, not {value}.")
+
+
 @dataclass(frozen=True)
 class Config:
     """Pretraining. The same config on one machine gives the same run, given the same clock (`tokens`, `replay`)."""

@@ -62,8 +62,9 @@ def cram(
             run.update(**written(run))
         with timer("task"):
             run.update(**({"task": _judge(run, task, config, log, how)} if task else {}))
-        run.update(status="finished", finished=now(), timings=timer.seconds, seconds=timer.total)
+        run.update(finished=now(), timings=timer.seconds, seconds=timer.total)
         (run.folder / "report.html").write_text(report.render(run, verdicts(run)), encoding="utf-8")
+        run.update(status="finished")
     finally:
         run.end(timings=timer.seconds)
     log(closing(run))

@@ -62,7 +62,7 @@ def finetune(
     started = time.monotonic() if started is None else started
     progress.hush_transformers()
     folder, head = pretrained.locate(tuning.model), registry.get(tuning.head)
-    _parse(tuning)  # an error before anything is made
+    _parse(tuning, folder)  # an error before anything is made
     task = head.task(tuning)
     for note in task.notes:
         log(note)
@@ -104,9 +104,13 @@ def _unchanged(run: Run, task: labelled.Task) -> dict[str, Any]:
     return task.describe()
 
 
-def _parse(tuning: Tuning) -> None:
+def _parse(tuning: Tuning, folder: Path) -> None:
     """Raise CourseError for settings that nothing understands."""
-    base.check(tuning)
+    base.check(tuning, registry.get(tuning.head))
+    schedule.build(tuning.schedule, tuning.warmup, 1 - tuning.warmup)
+    if tuning.budget:
+        parse_duration(tuning.budget)
+    freezing.lowest(AutoConfig.from_pretrained(folder), tuning.freeze)
     if tuning.method:
         methods.parse(tuning.method)
     if tuning.augment:

@@ -14,8 +14,8 @@ THAWED_AT = 0.5  # the share of the budget after which gradual unfreezing has re
 
 
 def depth(model: Any) -> int:
-    """The level of the head; 0 is the embeddings', then come the layers."""
-    return model.config.num_hidden_layers + 1
+    """The level of the head; 0 is the embeddings', then come the layers. Of a model, or of its config alone."""
+    return getattr(model, "config", model).num_hidden_layers + 1
 
 
 def level(model: Any, name: str) -> int:
@@ -30,8 +30,8 @@ def lowest(model: Any, how: str) -> int:
     if how in named:
         return named[how]
     bottom = re.fullmatch(r"bottom-(\d+)", how)
-    if not bottom or not 1 <= int(bottom[1]) <= model.config.num_hidden_layers:
-        most = model.config.num_hidden_layers
+    most = depth(model) - 1
+    if not bottom or not 1 <= int(bottom[1]) <= most:
         raise CourseError(
             f"--freeze is none, embeddings, body, gradual, or bottom-1 to bottom-{most} for this model; not '{how}'."
         )

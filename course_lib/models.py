@@ -171,8 +171,8 @@ def is_outer(name: str) -> bool:
 
 
 def is_embedding(name: str) -> bool:
-    """Whether a parameter belongs to the embeddings."""
-    return "embed" in name or any(part in name for part in ("wte.", "wpe."))
+    """Whether a parameter belongs to the embeddings; what an adapter has added does not, whatever it is called."""
+    return not name.startswith("added.") and any(part in name for part in ("embed", "wte.", "wpe."))
 
 
 def positions(model: nn.Module) -> int:

@@ -21,7 +21,7 @@ from course_lib import (
     training,
 )
 from course_lib.budget import Budget, Clock, ReplayClock, WallClock, WorkClock, format_duration, parse_duration
-from course_lib.config import Config, restore
+from course_lib.config import Config, restore, within
 from course_lib.data import corpora, pack, prepare
 from course_lib.errors import CourseError, unknown
 from course_lib.record import Run, Timer, now
@@ -156,6 +156,8 @@ def resolve(config: Config, where: device.Device) -> Config:
             f"A {config.tokenizer} vocabulary loses part of the text, so bits per byte cannot be measured. "
             f"Use it with an encoder (--objective=mlm), or --tokenizer=byte-bpe."
         )
+    _numbers(config)
+    metric = _metric(config, recipe)
     architecture = _architecture(config, recipe)
     seconds = parse_duration(config.budget)
     size = plan.choose_size(where, seconds) if config.size == "auto" else config.size
@@ -172,8 +174,25 @@ def resolve(config: Config, where: device.Device) -> Config:
         vocab_size=config.vocab_size or shape.vocab,
         context=config.context or shape.context,
         step_tokens=config.step_tokens or (models.STEP_TOKENS[size] if where.kind == "cuda" else models.SMALL_STEP),
-        metric=config.metric or ("bits_per_byte" if recipe.causal else f"{next(iter(recipe.objective.weights))}_loss"),
+        metric=metric,
     )
+
+
+def _numbers(config: Config) -> None:
+    """Refuse what no training has, and what would have no effect."""
+    share, any_size = (0.0, 1.0), (0.0, float("inf"))
+    within(config, evaluate_every=share, tail_average=share, mask_start=share, mask_end=share)
+    within(config, lr=any_size, matrix_lr=any_size, weight_decay=any_size, patience=any_size, tokens=any_size)
+    if not config.evaluate_every and (config.patience or config.metric):
+        raise CourseError("--patience and --metric are for evaluations while it trains: add --evaluate-every 0.1.")
+
+
+def _metric(config: Config, recipe: recipes.Recipe) -> str:
+    """What to stop on; refuses what this objective does not report."""
+    names = [*(["bits_per_byte"] if recipe.causal else []), *(f"{term}_loss" for term in recipe.objective.weights)]
+    if config.metric and config.metric not in names:
+        raise CourseError(f"There is no metric '{config.metric}' with {config.objective}, only {', '.join(names)}.")
+    return config.metric or names[0]
 
 
 def _architecture(config: Config, recipe: recipes.Recipe) -> str:
@@ -184,6 +203,8 @@ def _architecture(config: Config, recipe: recipes.Recipe) -> str:
             f"A {found} model reads in both directions, so it would see what {config.objective} is to predict. "
             f"Use --architecture={recipe.architecture}, or --objective=mlm."
         )
+    if recipe.fixed and found != recipe.architecture:
+        raise CourseError(f"--objective {config.objective} trains {recipe.architecture} models only, not {found}.")
     return found
 
 

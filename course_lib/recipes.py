@@ -19,22 +19,27 @@ from course_lib.errors import unknown
 
 @dataclass(frozen=True)
 class Recipe:
-    """`architecture` is the default one; `causal`: the model can be scored in bits per byte and can write."""
+    """`architecture`: the default one, or with `fixed` the only one. `causal`: it has bits per byte, and can write."""
 
     objective: objectives.Objective
     architecture: str
     transform: Callable[[Mask, Any], Transform]
     causal: bool
+    fixed: bool = False
 
 
 RECIPES = {
     "clm": Recipe(objectives.CausalLM(), "qwen3", lambda mask, ids: next_tokens, causal=True),
     "mlm": Recipe(objectives.MaskedLM(), "modernbert", lambda mask, ids: mask, causal=False),
     "mlm+nsp": Recipe(
-        objectives.MaskedLMWithNSP(), "bert", lambda mask, ids: SentencePairs(mask, ids.bos, ids.sep), causal=False
+        objectives.MaskedLMWithNSP(),
+        "bert",
+        lambda mask, ids: SentencePairs(mask, ids.bos, ids.sep),
+        causal=False,
+        fixed=True,
     ),
     "hybrid": Recipe(objectives.Hybrid(), "qwen3", lambda mask, ids: Alternate(mask), causal=True),
-    "rtd": Recipe(objectives.ReplacedTokens(), "modernbert", lambda mask, ids: mask, causal=False),
+    "rtd": Recipe(objectives.ReplacedTokens(), "modernbert", lambda mask, ids: mask, causal=False, fixed=True),
 }
 GENERATOR_SHARE = 4  # ELECTRA's generator is a quarter as wide
 

@@ -47,9 +47,11 @@ def curve(name: str, part: Run, color: str) -> dict[str, Any]:
     """Training loss against training time as an SVG polyline, without the first tenth, which falls steeply."""
     rows = list(part.metrics())
     loss, seconds, spent = [], [], 0.0
+    # A hybrid's masked steps have no next tokens, and a short one may have nothing else.
+    term = next(term for term in rows[0]["losses"] if any(row["losses"][term] for row in rows))
     for row in rows:
         spent += row["seconds"]
-        if value := next(iter(row["losses"].values())):  # a hybrid's masked steps have no next tokens
+        if value := row["losses"][term]:
             loss.append(value)
             seconds.append(spent)
     width = max(1, len(loss) // POINTS)

@@ -157,6 +157,25 @@ def test_a_hybrid_s_curve_leaves_out_the_steps_without_next_tokens(tmp_path):
     assert "falls from 3.00 to 3.00 nats in 400 seconds" in report.curve("decoder", run, "red")["alt"]
 
 
+def test_a_short_hybrid_may_have_masked_steps_only(tmp_path):
+    run = Run.create(tmp_path / "r", {})
+    run.log([{"losses": {"clm": 0.0, "mlm": 9.0}, "seconds": 1.0} for _ in range(40)])
+    assert "falls from 9.00 to 9.00 nats in 40 seconds" in report.curve("decoder", run, "red")["alt"]
+
+
+def test_a_report_that_cannot_be_written_leaves_a_run_to_go_on_with(corpus_file, tmp_path, monkeypatch):
+    def fails(*arguments):
+        raise CourseError("No space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "render", fails)
+        with pytest.raises(CourseError, match="No space left"):
+            cram.cram(config(corpus_file, tokens=3_000), runs=tmp_path / "runs", log=lambda m: None)
+    again = cram.cram(config(corpus_file, tokens=3_000), runs=tmp_path / "runs", log=lambda m: None)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [again.folder.name]
+    assert (again.folder / "report.html").exists()
+
+
 def test_only_what_can_write_is_crammed(corpus_file):
     with pytest.raises(CourseError, match="use pretrain"):
         cram.cram(config(corpus_file, objective="mlm"))

@@ -232,6 +232,11 @@ def test_early_stopping_watches_dev(table, tmp_path):
         ({"patience": 3}, "add --evaluate-every"),
         ({"metric": "nonsense"}, "add --evaluate-every"),
         ({"labels": -5}, "so --labels cannot be -5"),
+        ({"schedule": "cosin"}, "Did you mean cosine"),
+        ({"freeze": "botom-1"}, "--freeze is none, .* not 'botom-1'"),
+        ({"budget": "5min"}, "5min"),
+        ({"head": "regression", "class_weights": "balanced"}, "--class-weights means nothing to the head 'regression'"),
+        ({"head": "span", "smoothing": 0.1}, "--smoothing means nothing to the head 'span'"),
     ],
 )
 def test_numbers_that_no_training_has(table, tmp_path, wrong, message):

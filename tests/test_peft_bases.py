@@ -341,6 +341,23 @@ def test_a_layers_prefix_stands_at_the_layers_level(width):
     assert all(level == 1 + int(name.split(".layers.")[1][0]) for name, level in layers)
 
 
+def test_a_prefixes_network_learns_at_the_heads_rate_and_is_never_frozen_as_embeddings():
+    model = adapters.apply(network("qwen3"), Prefix(length=3, width=5))
+    freezing.freeze(model, "embeddings")
+    added = {f"added.{name}": p for name, p in model.added.named_parameters()}
+    assert any("embedding" in name for name in added)
+    assert all(p.requires_grad for p in added.values())
+    assert all(freezing.level(model, name) > 0 for name in added)
+
+
+def test_a_model_of_the_same_config_is_not_touched_by_a_prefix():
+    first = network("qwen3")
+    second = type(first)(first.config).to(next(first.parameters()).dtype).eval()
+    before = second(input_ids=tokens()).logits
+    adapters.apply(first, Prefix(length=3))
+    assert torch.equal(second(input_ids=tokens()).logits, before)
+
+
 @pytest.mark.parametrize("how", ["body", "gradual", "bottom-1"])
 def test_layers_that_freezing_does_not_know_are_said(how):
     with pytest.raises(CourseError, match=f"--freeze {how} does not know the layers of a 'albert' model"):

@@ -28,6 +28,7 @@ def test_every_objective_trains_stores_and_scores(corpus_file, tmp_path, objecti
     rows = list(run.metrics())
     scores = run.info["result"]["scores"]
     assert ("bits_per_byte" in scores) == (objective == "hybrid")
+    assert {f"{term}_loss" for term in rows[0]["losses"]} <= scores.keys(), "of a hybrid, both kinds of steps"
     assert all(value > 0 for value in scores.values())
     terms = [name for name in rows[0]["losses"] if name == "mlm"]
     for term in terms:
@@ -50,8 +51,25 @@ def test_evaluations_are_recorded_outside_the_budget_and_can_end_the_run(corpus_
     worse = config(corpus_file, evaluate_every=0.05, patience=1, lr=3.0, matrix_lr=3.0, schedule="constant")
     stopped = pretrain(worse, runs=tmp_path, log=lambda m: None)
     assert stopped.info["result"]["tokens"] < 6_400
-    with pytest.raises(CourseError, match="no metric 'accuracy', only clm_loss, bits_per_byte"):
-        pretrain(config(corpus_file, evaluate_every=0.5, metric="accuracy"), runs=tmp_path, log=lambda m: None)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"evaluate_every": 0.5, "metric": "accuracy"}, "no metric 'accuracy' with clm, only bits_per_byte, clm_loss"),
+        ({"patience": 1}, "add --evaluate-every"),
+        ({"evaluate_every": 1.5}, "--evaluate-every is at least 0 and at most 1, not 1.5"),
+        ({"mask_start": 1.5, "objective": "mlm"}, "--mask-start is at least 0 and at most 1"),
+        ({"tail_average": 2.0}, "--tail-average is at least 0 and at most 1"),
+        ({"lr": -1.0}, "--lr is at least 0, not -1.0"),
+        ({"objective": "rtd", "architecture": "bert"}, "--objective rtd trains modernbert models only, not bert"),
+        ({"objective": "mlm+nsp", "architecture": "modernbert"}, "trains bert models only, not modernbert"),
+    ],
+)
+def test_what_no_training_has_is_refused_before_anything_is_made(wrong, message, corpus_file, tmp_path):
+    with pytest.raises(CourseError, match=message):
+        pretrain(config(corpus_file, **wrong), runs=tmp_path, log=lambda m: None)
+    assert not list(tmp_path.glob("*/run.json"))
 
 
 class FakeTime:

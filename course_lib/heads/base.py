@@ -33,6 +33,7 @@ class Head(ABC):
     auto: ClassVar[Any]
     metric: ClassVar[str]
     unit: ClassVar[str] = "texts"
+    knows: ClassVar[tuple[str, ...]] = ("class_weights", "smoothing")  # of the settings about classes
 
     # Data: what a file holds, and what of it the model learns.
 
@@ -181,12 +182,15 @@ def balanced(counts: Sequence[int]) -> torch.Tensor:
     return torch.tensor([sum(seen) / (len(seen) * count) if count else 1.0 for count in counts])
 
 
-def check(tuning: Tuning) -> None:
+def check(tuning: Tuning, head: Head) -> None:
     """Raise CourseError for values that no training has, and for settings that would have no effect."""
     least = {"step_rows": 1, "seeds": 1, "max_length": 0, "stride": 0, "epochs": 0, "evaluate_every": 0, "patience": 0}
     for name, low in least.items():
         if not getattr(tuning, name) >= low:
             raise CourseError(f"--{name.replace('_', '-')} is at least {low}, not {getattr(tuning, name)}.")
+    for name in {"class_weights", "smoothing"} - set(head.knows):
+        if getattr(tuning, name) != getattr(Tuning, name):
+            raise CourseError(f"--{name.replace('_', '-')} means nothing to the head '{tuning.head}'. Leave it out.")
     if tuning.keep not in ("best", "last", "average"):
         raise CourseError(f"--keep is best, last or average, not '{tuning.keep}'.")
     if tuning.evaluate_every > 1:

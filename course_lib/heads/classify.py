@@ -115,6 +115,7 @@ class MultiLabelHead(SequenceHead):
     """Any number of classes a text. Files: tables with `text` and `labels`, a list or names between `|`."""
 
     metric = "micro_f1"
+    knows = ("class_weights",)
 
     def names(self) -> list[str]:  # noqa: D102
         return []
@@ -194,6 +195,7 @@ class RegressionHead(SequenceHead):
     """A number a text. Files: tables with `text` and a number as `label`."""
 
     metric = "r2"
+    knows = ()
 
     def names(self) -> list[str]:  # noqa: D102
         return []

@@ -30,6 +30,7 @@ class SpanHead(base.Head):
 
     auto = AutoModelForQuestionAnswering
     metric = "f1"
+    knows = ()
     unit = "questions"
 
     def read(self, path: Path, encoding: str) -> tuple[list[labelled.Item], list[str]]:  # noqa: D102

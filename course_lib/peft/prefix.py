@@ -51,15 +51,18 @@ def attend(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    prefix: torch.Tensor,
+    prefix: torch.Tensor | None = None,
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """softmax(q [Pₖ; k]ᵀ) [Pᵥ; v], equation eq-prefix: query (rows, heads, n, size).
 
     Key and value are (rows, key heads, m, size). `prefix` (2, key heads, length, size) is visible to every query; the
-    rest stays as causal as it was.
+    rest stays as causal as it was. Without one this is stock attention: models may share their config, which says who
+    computes it.
     """
+    if prefix is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, is_causal=is_causal, **kwargs)
     rows, n, m, length = len(query), query.size(2), key.size(2), prefix.size(2)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if attention_mask is None and causal and n > 1:

@@ -183,7 +183,7 @@ def score(training: Training, settings: Config, data: prepare.Prepared) -> dict[
     recipe, tokenizer = recipes.get(settings.objective), data.tokenizer
     model, valid, context, precision = training.model, data.valid, settings.context, training.precision
     with distributed.whole_weights(training.objective):
-        found = {}
+        found: dict[str, float] = {}
         for fixed in recipes.evaluation_transforms(recipe, tokenizer):
             losses = evaluate.losses(model, recipe.objective, fixed, valid, context, precision)
             found |= {f"{term}_loss": round(loss, 4) for term, loss in losses.items()}

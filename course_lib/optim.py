@@ -1,9 +1,9 @@
 """Optimizers: Muon for the matrices inside the network, AdamW for everything else.
 
 Muon replaces the momentum of a matrix by the nearest (semi-)orthogonal matrix, so that every direction moves
-equally far; it learns more from a token, and on one CPU thread its steps take the time that this saves. Source: Jordan et
-al. (2024), *Muon: an optimizer for hidden layers in neural networks*. `torch.optim.Muon` always iterates in bfloat16, which is 40 times slower than
-float32 on a CPU without AMX and not available on a T4, hence these lines.
+equally far; it learns more from a token, and on one CPU thread its steps take the time that this saves. Source: Jordan
+et al. (2024), *Muon: an optimizer for hidden layers in neural networks*. `torch.optim.Muon` always iterates in
+bfloat16, which is 40 times slower than float32 on a CPU without AMX and not available on a T4, hence these lines.
 """
 
 from collections.abc import Callable, Iterable

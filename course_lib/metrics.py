@@ -105,7 +105,7 @@ class Difference:
 
     def describe(self) -> dict[str, Any]:
         """Rounded, for a record."""
-        return {**{k: round(v, 4) for k, v in asdict(self).items()}, "verdict": self.verdict}
+        return {**{k: round(v, 6) for k, v in asdict(self).items()}, "verdict": self.verdict}
 
 
 def compare(a: np.ndarray, b: np.ndarray, resamples: int = 10_000, seed: int = 0, trained: bool = True) -> Difference:
@@ -127,7 +127,8 @@ def compare(a: np.ndarray, b: np.ndarray, resamples: int = 10_000, seed: int = 0
             for x in (a, b)
         )
         differences.append(mean_a - mean_b)
-    low, high = np.percentile(np.concatenate(differences)[:resamples], [2.5, 97.5])
+    ends = np.percentile(np.concatenate(differences)[:resamples], [2.5, 97.5])
+    low, high = ends.round(12) + 0.0  # a sum of hits that should be zero may be 1e-17 to either side
     once = np.full((1, items), 1 / items)
     mean = float(_means(once, a).mean() - _means(once, b).mean())
     return Difference(mean, float(low), float(high), min(len(a), len(b)) if trained else len(a))

@@ -302,7 +302,7 @@ def test_the_schedule_and_its_warm_up_are_those_asked_for(table, tmp_path, monke
     monkeypatch.setattr(schedule, "build", lambda *settings: asked.append(settings) or (lambda progress: 0.0))
     config = replace(tuning(table, folder, schedule="cosine", warmup=0.25), epochs=0.2)
     run = finetune.finetune(config, runs=tmp_path / "runs", log=quiet)
-    assert asked == [("cosine", 0.25, 0.75)]
+    assert set(asked) == {("cosine", 0.25, 0.75)}  # once to see that they can be built
     before, after = (load_file(at / "model" / "model.safetensors") for at in (folder, run.folder))
     assert all(torch.equal(after[name], value) for name, value in before.items() if name.startswith("model."))
 

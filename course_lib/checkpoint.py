@@ -1,8 +1,7 @@
 """Checkpoints that survive a kill at any moment, and the request to stop that leads to one.
 
 Each is a folder `step-NNNNNNNN` (a `+` behind it: written again) that appears complete or not at all; the two newest
-are kept. Tensors go into
-safetensors, the rest into JSON: nothing is unpickled when a run is resumed.
+are kept. Tensors go into safetensors, the rest into JSON: nothing is unpickled when a run is resumed.
 """
 
 import contextlib

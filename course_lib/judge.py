@@ -14,7 +14,7 @@ from course_lib.device import Device
 from course_lib.errors import CourseError
 from course_lib.precision import Precision
 from course_lib.storage import model_folder
-from course_lib.tokenizer import beginning, encode
+from course_lib.tokenizer import beginning, encode_documents
 
 ENOUGH_BYTES = 2_000_000  # of training text are prepared; the held-out side does not depend on it
 
@@ -56,7 +56,5 @@ def on_pairs(folder: Path, pairs_folder: Path, where: Device) -> dict[str, float
 
 def _with(tokenizer: Any, documents: list[str]) -> Packed:
     """The documents as one stream of another tokenizer's tokens, each after a BOS."""
-    ids = encode(tokenizer, documents)
-    bos = beginning(tokenizer)
-    stream = [row if row[:1] == [bos] else [bos, *row] for row in ids]
-    return Packed(np.concatenate(stream), len(documents), sum(len(text.encode()) for text in documents))
+    stream = np.concatenate(encode_documents(tokenizer, documents))
+    return Packed(stream, len(documents), sum(len(text.encode()) for text in documents))

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from course_lib.data import files
 from course_lib.errors import CourseError
 from course_lib.objectives import IGNORE
-from course_lib.tokenizer import beginning, encode
+from course_lib.tokenizer import encode_documents
 
 GOOD, BAD = "sentence_good", "sentence_bad"
 
@@ -76,9 +76,9 @@ def _questions(
     tokenizer: PreTrainedTokenizerFast, sentences: list[str], causal: bool
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """(sentence, input ids, labels): labels are `IGNORE` where nothing is asked. One a sentence, or one a token."""
-    longest, bos = tokenizer.model_max_length, beginning(tokenizer)
-    for number, ids in enumerate(encode(tokenizer, sentences)):
-        row = torch.tensor(ids if ids[:1] == [bos] else [bos, *ids])
+    longest = tokenizer.model_max_length
+    for number, ids in enumerate(encode_documents(tokenizer, sentences)):
+        row = torch.tensor(ids)
         if len(row) > longest:
             raise CourseError(f"A sentence has {len(row)} tokens, the model's context only {longest}.")
         if causal:

@@ -126,6 +126,12 @@ def beginning(tokenizer: Any) -> int:
     return int(found)
 
 
+def encode_documents(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
+    """Ids of each text after its `beginning`, which tokenizers such as GPT-2's do not set."""
+    bos = beginning(tokenizer)
+    return [ids if ids[:1] == [bos] else [bos, *ids] for ids in encode(tokenizer, texts)]
+
+
 @dataclass(frozen=True)
 class Report:
     """How a tokenizer cuts a text. `fertility`: tokens per white-space word. `unknown`: share of unknown tokens."""

@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification
 from course_lib import cli, metrics, models
 from course_lib.data import labelled
 from course_lib.peft import methods
+from tests.conftest import ROOT
 from tests.test_heads import pretrained
 from tools import ablate_peft
 
@@ -85,6 +86,29 @@ def test_a_table_takes_whole_cells_at_their_best_rates(monkeypatch):
     hits = lambda *texts: np.array([[float(hit) for hit in text] for text in texts])
     expected = metrics.compare(hits("1100", *ours), hits(*["1100"] * 5))
     assert row["against_full"] == expected.describe()
+
+
+def test_the_committed_grid_says_what_chapter_10_says():
+    record = json.loads((ROOT / "runs" / "ablate-peft" / "run.json").read_text(encoding="utf-8"))
+    rows = {(row["task"], row["method"] or row["arm"], row["texts"]): row for row in record["summary"]}
+    assert len(rows) == sum(len([*ablate_peft.compared(t), *ablate_peft.grid(t)]) for t in ablate_peft.TASKS)
+    assert all(row["seeds"] == ablate_peft.SEEDS for row in rows.values())
+    hurt = {t: {m for (task, m, n), row in rows.items() if (task, n) == (t, 2000) and m != "full"
+                and row["against_full"]["verdict"] == "hurts"} for t in (TASK, OTHER)}  # fmt: skip
+    weak = {"head", "prompt:length=16", "prefix:length=16", "prefix:length=64"}
+    everywhere = {f"lora:rank={rank},targets=all" for rank in (1, 3, 6, 16)}
+    assert hurt[TASK] == weak
+    assert hurt[OTHER] == {m for task, m, n in rows if (task, n) == (OTHER, 2000)} - everywhere - {"full"}
+    for task in (TASK, OTHER):
+        prefix, lora, bitfit = (rows[task, m, 2000] for m in ("prefix:length=64", ablate_peft.SMALL, "bitfit"))
+        assert bitfit["weights"] * 10 < prefix["weights"] > lora["weights"]
+        assert prefix["mean"] < min(lora["mean"], bitfit["mean"])
+        assert all(rows[task, m, 100]["against_full"]["mean"] > 0 for m in (ablate_peft.SMALL, "bitfit"))
+    ada, small = (rows[OTHER, m, 2000] for m in (ablate_peft.ARMS["adalora"][0], "lora:rank=3,targets=all"))
+    assert ada["most"] < small["least"]
+    assert ada["weights"] > small["weights"]
+    helps = {key[:2] for key, row in rows.items() if row.get("against_full", {}).get("verdict") == "helps"}
+    assert helps == {(OTHER, ablate_peft.SMALL)}
 
 
 @cache

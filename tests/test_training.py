@@ -72,6 +72,17 @@ def test_what_no_training_has_is_refused_before_anything_is_made(wrong, message,
     assert not list(tmp_path.glob("*/run.json"))
 
 
+STEP = [{"input_ids": torch.ones(1, 4).long(), "labels": torch.ones(1, 4).long()}]
+
+
+def at_rest(model, objective, budget):
+    """A training whose learning rate is zero."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    optimizer.param_groups[0]["initial_lr"] = 0.0
+    loader, precision = Examples(Rows([[1]], [0]), 1, 0, 0), Precision("cpu", torch.float32)
+    return training.Training(model, objective, [optimizer], loader, torch.Generator(), precision, {}, budget)
+
+
 class FakeTime:
     now = 100.0
 
@@ -92,18 +103,12 @@ def test_evaluating_and_saving_cost_no_budget(tiny_model, tmp_path, monkeypatch)
         def __call__(self, model, batch):
             return takes(1.0, super().__call__(model, batch))
 
-    optimizer = torch.optim.SGD(tiny_model.parameters(), lr=0.0)
-    optimizer.param_groups[0]["initial_lr"] = 0.0
-    state = training.Training(
-        tiny_model, Slow(), [optimizer], Examples(Rows([[1]], [0]), 1, 0, 0), torch.Generator(),
-        Precision("cpu", torch.float32), {}, Budget(WallClock(10, time)),
-    )  # fmt: skip
+    state = at_rest(tiny_model, Slow(), Budget(WallClock(10, time)))
     scored = []
     monkeypatch.setattr(checkpoint, "save", lambda *arguments: takes(60.0))
     state.state_dict = lambda: takes(60.0, {})
     score = lambda: takes(60.0, scored.append(time.now) or {"clm_loss": 1.0})
-    step = [{"input_ids": torch.ones(1, 4).long(), "labels": torch.ones(1, 4).long()}]
-    recorder.drive(run, state, itertools.repeat(step), lambda p: 1.0, score, Timer(), lambda m: None, save_every=-1.0)
+    recorder.drive(run, state, itertools.repeat(STEP), lambda p: 1.0, score, Timer(), lambda m: None, save_every=-1.0)
     assert state.step == 10
     assert len(scored) == 2
     assert time.now == 100 + 10 * 1 + 2 * 60 + 11 * 120
@@ -115,15 +120,10 @@ def test_every_share_of_the_budget_is_evaluated_once_and_in_time(steps, every, t
     run = Run.create(tmp_path / "r", {})
     settings = {"evaluate_every": every, "metric": "clm_loss", "patience": 0, "log": ""}
     run.update(settings=settings, plan={})
-    optimizer = torch.optim.SGD(tiny_model.parameters(), lr=0.0)
-    optimizer.param_groups[0]["initial_lr"] = 0.0
-    state = training.Training(
-        tiny_model, objectives.CausalLM(), [optimizer], Examples(Rows([[1]], [0]), 1, 0, 0), torch.Generator(),
-        Precision("cpu", torch.float32), {}, Budget(WorkClock(steps * 4)),
-    )  # fmt: skip
-    step, scored = [{"input_ids": torch.ones(1, 4).long(), "labels": torch.ones(1, 4).long()}], []
+    state = at_rest(tiny_model, objectives.CausalLM(), Budget(WorkClock(steps * 4)))
+    scored = []
     score = lambda: scored.append(state.step) or {"clm_loss": 1.0}
-    recorder.drive(run, state, itertools.repeat(step), lambda p: 1.0, score, Timer(), lambda m: None, save_every=1e9)
+    recorder.drive(run, state, itertools.repeat(STEP), lambda p: 1.0, score, Timer(), lambda m: None, save_every=1e9)
     assert scored == list(range(round(steps * every), steps + 1, round(steps * every)))
 
 

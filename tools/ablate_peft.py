@@ -132,7 +132,7 @@ def best(runs: list[Asked], wanted: Asked) -> float | None:
 def summary(runs: list[Asked]) -> list[dict[str, Any]]:
     """Test accuracy of every cell over its seeds, and its paired difference from training everything with its texts.
 
-    `weights`: how many learn, the new output layer's included. A cell without all its seeds is left out.
+    `weights`: how many are stored, the new output layer's included. A cell without all its seeds is left out.
     """
     rows, hits = [], {}
     for wanted in (each for task in TASKS for each in (*compared(task), *grid(task))):
@@ -153,7 +153,7 @@ def summary(runs: list[Asked]) -> list[dict[str, Any]]:
 
 @cache
 def counted(task: str, arm: str) -> int:
-    """Weights that learn without a method: the classifier's, or its output layer's alone."""
+    """Weights that are stored without a method: the classifier's, or its output layer's alone."""
     config = AutoConfig.from_pretrained(ROOT / MODEL / "model", num_labels=len(labelled.load(task).classes))
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(config)
